@@ -21,7 +21,6 @@ __all__ = [
     "Finish",
     "Incoming",
     "Log",
-    "Note",
     "StagePiece",
     "Waiting",
     "text_of",
@@ -37,19 +36,19 @@ class Incoming(Protocol):
     def should_stage(self) -> bool:
         """Whether a piece of it should go to the store now."""
 
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A line in the log about a client that is at fault; limited for each address."""
-
-    text: str
+    async def stage(self) -> None: ...
+    async def finish(self) -> Refusal | None: ...
+    async def abandon(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A line in the log about a client that may relay; not limited."""
+    """Write a line to the log. `is_limited`: a stranger can cause it, so that the number of such
+    lines is limited for each address.
+    """
 
     text: str
+    is_limited: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,8 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close the connection. `linger`: read on for a moment, so that the client, which may still be
-    sending, gets the last reply.
+    """Close the connection. `linger`: read and discard for a moment, so that a client that is still
+    sending gets the last reply.
     """
 
     linger: bool = False
@@ -102,7 +101,7 @@ class Finish:
 
 
 Waiting = BeginTls | CheckPassword | StagePiece | Finish
-Action = bytes | Note | Log | Abandon | Close | Waiting
+Action = bytes | Log | Abandon | Close | Waiting
 """Octets are a reply."""
 ActionResult = TlsFacts | User | SecretVerdict | Refusal | None
 

@@ -1,13 +1,13 @@
-"""One client's connection: an `aiosmtpd.smtp.SMTP` that reads, waits and writes in its own way.
+"""One client's connection: the I/O of a session, on `aiosmtpd.smtp.SMTP`.
 
 `relay.receive.protocol` decides the dialogue, without I/O. This module feeds it with the octets
-that arrive and performs its actions. Replies leave in one write. Work that takes time (the store, a
-password, a handshake) runs in a task, and no input is read meanwhile.
+that arrive and performs its actions. Work that takes time (the store, a password, a handshake) runs
+in a task, and no input is read meanwhile.
 
 aiosmtpd remains the base: its state, and its parser of PROXY headers. These methods are overridden:
 
     _handle_client    aiosmtpd reads lines from a stream, with one wake-up and one write for each.
-                      Here all octets that have arrived go to the protocol at once, and the replies
+                      Here all octets that have arrived go to the protocol at once, and all replies
                       leave in one write
     data_received,    so octets do not go into aiosmtpd's stream
     connection_made
@@ -45,12 +45,11 @@ from relay.receive.actions import (
     CheckPassword,
     Close,
     Finish,
+    Incoming,
     Log,
-    Note,
     StagePiece,
     text_of,
 )
-from relay.receive.intake import Intake
 from relay.receive.listener_state import ListenerState
 from relay.receive.protocol import ServerProtocol
 from relay.receive.session import Session, TlsFacts
@@ -74,24 +73,24 @@ AUTH_REFUSAL_SECONDS = 1.0
 
 _SHUTTING_DOWN = b"421 4.3.2 Going down for a while, try again later\r\n"
 _TIMED_OUT = b"421 4.4.2 You took too long\r\n"
-_OUR_TROUBLE = b"421 4.3.0 Trouble of our own, try again later\r\n"
+_INTERNAL_ERROR = b"421 4.3.0 Trouble of our own, try again later\r\n"
 
 
 class Connection(SMTP):
-    """Reads, waits and writes."""
+    """An open connection of a listener."""
 
     def __init__(self, listener: ListenerState) -> None:
         # aiosmtpd's own __init__ inspects all members of the class, which takes a quarter of a
         # millisecond. So its state is made once for each listener.
         self.__dict__.update(listener.smtp_state)
-        self._wire: asyncio.Transport
+        self.transport: asyncio.Transport
         self._listener = listener
         self._reception = listener.reception
         self._session = Session(listener.spec)
         self._protocol = ServerProtocol(listener, self._session)
         self._proxy_header: asyncio.StreamReader | None = None
-        self._early = b""
-        """The octets that came while the protocol waited for a result."""
+        self._unread = b""
+        """Octets that came while the protocol waited for a result."""
         self._output: list[bytes] = []
         self._work: asyncio.Task[object] | None = None
         self._is_paused = False
@@ -104,20 +103,20 @@ class Connection(SMTP):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._transactions = 0
-        self._latest = math.inf
-        """The deadline of the transaction; no other deadline is later."""
+        self._transaction_deadline = math.inf
+        """No other deadline is later."""
 
-    # --- the transport speaks -------------------------------------------------------------------
+    # --- callbacks of the transport -------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._wire = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
         self._listener.enter(self)
         self._watch(self._reception.limits.idle_seconds)
         if self._listener.spec.proxy_protocol:
             self._proxy_header = asyncio.StreamReader()
-            self._wait_for(self._read_proxy_header(self._proxy_header), self._proxy_spoke)
+            self._wait_for(self._read_proxy_header(self._proxy_header), self._on_proxy_header)
         else:
-            self._arrive(_address(transport.get_extra_info("peername")))
+            self._begin(_address(transport.get_extra_info("peername")))
 
     def data_received(self, data: bytes) -> None:
         if self._is_closing:
@@ -125,7 +124,7 @@ class Connection(SMTP):
         if self._proxy_header is not None:
             self._proxy_header.feed_data(data)
         elif self._work is not None or not self._is_writable:
-            self._early += data
+            self._unread += data
             self._pause()
         else:
             self._process(data)
@@ -138,17 +137,14 @@ class Connection(SMTP):
         awaits_reply = self._work is not None or not self._is_writable
         return awaits_reply and self._session.tls is None
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._leave()
-
     def pause_writing(self) -> None:
         self._is_writable = False
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        self._go_on()
+        self._read_on()
 
-    # --- what the machine answers ---------------------------------------------------------------
+    # --- actions of the protocol ----------------------------------------------------------------
 
     def _process(self, octets: bytes) -> None:
         """Feed the protocol with the octets, and send its replies in one write."""
@@ -156,7 +152,7 @@ class Connection(SMTP):
             self._perform(self._protocol.feed(octets))
         except Exception:
             log.exception("%s: a session failed", self._who)
-            self._end(_OUR_TROUBLE)
+            self._close_with(_INTERNAL_ERROR)
             return
         if self._is_closing:
             return
@@ -166,25 +162,25 @@ class Connection(SMTP):
         if self._had_eof:
             self._close()
         elif self._listener.is_closing and not self._protocol.is_reading_content:
-            self._end(_SHUTTING_DOWN)
+            self._close_with(_SHUTTING_DOWN)
         elif self._protocol.has_progressed:
-            self._expect_more()
+            self._set_deadline()
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, bytes):
                 self._output.append(action)
             else:
-                self._do(action)
+                self._perform_one(action)
 
-    def _do(self, action: Action) -> None:
+    def _perform_one(self, action: Action) -> None:
         match action:
             case Finish(intake):
                 self._wait_for(self._finish(intake), self._resume)
             case StagePiece(intake):
-                self._wait_for(_ours(intake).stage(), self._resume)
+                self._wait_for(intake.stage(), self._resume)
             case Abandon(intake):
-                self._listener.spawn(_ours(intake).abandon())
+                self._listener.spawn(intake.abandon())
             case CheckPassword():
                 # The client has no more to send now (RFC 4954 §4), so the kernel may keep it.
                 self._pause()
@@ -193,20 +189,19 @@ class Connection(SMTP):
                 assert self._listener.tls is not None
                 self._pause()
                 self._flush()
-                self._wait_for(self._start_tls(self._listener.tls), self._tls_began)
-            case Note(text):
-                self._note(text)
+                self._wait_for(self._start_tls(self._listener.tls), self._on_tls)
+            case Log(text, is_limited=True):
+                self._log_limited(text)
             case Log(text):
                 log.info("%s: %s", self._who, text)
             case Close(linger):
                 self._close(linger=linger)
 
-    async def _finish(self, intake: object) -> Refusal | None:
-        ours = _ours(intake)
-        refusal = await ours.finish()
+    async def _finish(self, intake: Incoming) -> Refusal | None:
+        refusal = await intake.finish()
         if refusal is None and self._is_lost:
             log.info(
-                "%s: accepted from %s, who did not wait for the reply", ours.queue_id, self._who
+                "%s: accepted from %s, who did not wait for the reply", intake.queue_id, self._who
             )
         return refusal
 
@@ -228,9 +223,9 @@ class Connection(SMTP):
             await asyncio.sleep(min(2.0 ** (count - 3), LONGEST_AUTH_DELAY_SECONDS))
         return verdict
 
-    # --- arriving -------------------------------------------------------------------------------
+    # --- the start ------------------------------------------------------------------------------
 
-    def _arrive(self, client: str | None) -> None:
+    def _begin(self, client: str | None) -> None:
         """The client's address is known: count the connection, and send the greeting."""
         self._session.client = client
         if self._listener.is_closing:
@@ -239,14 +234,14 @@ class Connection(SMTP):
             return
         refusal = self._reception.connections.admit(client or "", self._reception.limits)
         if refusal is not None:
-            self._note(f"{refusal.code} {refusal.status} {refusal.text}")
+            self._log_limited(f"{refusal.code} {refusal.status} {refusal.text}")
             self._output.append(refusal.encode())
             self._close()
             return
         self._is_admitted = True
         self._session.in_networks = may_relay(self._reception.access(), client)
         if self._listener.spec.tls is ListenerTls.IMPLICIT and self._listener.tls is not None:
-            self._wait_for(self._start_tls(self._listener.tls), self._tls_began_first)
+            self._wait_for(self._start_tls(self._listener.tls), self._on_implicit_tls)
         else:
             self._output.append(self._listener.greeting)
             self._flush()
@@ -260,24 +255,24 @@ class Connection(SMTP):
             data = None
         self._proxy_header = None
         header.feed_eof()
-        self._early = await header.read() + self._early
+        self._unread = await header.read() + self._unread
         return data or None
 
-    def _proxy_spoke(self, data: ProxyData | None) -> None:
+    def _on_proxy_header(self, data: ProxyData | None) -> None:
         if self._is_lost:
             return
         if data is None:
-            self._session.client = _address(self._wire.get_extra_info("peername"))
-            self._note("no PROXY header from here")
-            self._abort()
+            self._session.client = _address(self.transport.get_extra_info("peername"))
+            self._log_limited("no PROXY header from here")
+            self.abort()
         else:
-            self._arrive(_proxied(data))
+            self._begin(_proxied(data))
 
     async def _start_tls(self, tls: ServerTls) -> TlsFacts | None:
         """The handshake; None where it failed, and the connection with it."""
         handshake = self.loop.create_task(
             self.loop.start_tls(
-                self._wire,
+                self.transport,
                 self,
                 tls.context,
                 server_side=True,
@@ -286,33 +281,33 @@ class Connection(SMTP):
             )
         )
         await asyncio.sleep(0)  # from now on the TLS protocol gets the octets
-        if self._early:
-            early, self._early = self._early, b""
+        if self._unread:
+            unread, self._unread = self._unread, b""
             # On both loops TLS is an `asyncio.BufferedProtocol`, though uvloop's does not say so.
             self.loop.call_soon(
-                _feed, cast(asyncio.BufferedProtocol, self._wire.get_protocol()), early
+                _feed, cast(asyncio.BufferedProtocol, self.transport.get_protocol()), unread
             )
         try:
             transport = await handshake
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
-            self._note(f"no TLS: {error}")
+            self._log_limited(f"no TLS: {error}")
             transport = None
         if transport is None:
             # asyncio does not tell a protocol about a connection that ended in the handshake.
-            self._abort()
-            self._leave()
+            self.abort()
+            self.connection_lost(None)
             return None
-        self._wire = transport
+        self.transport = transport
         self._is_paused = False
         name, version, _ = transport.get_extra_info("cipher") or ("unknown", "TLS", 0)
         session_tls = transport.get_extra_info("ssl_object")
         return TlsFacts(session_tls.version() if session_tls else version, name)
 
-    def _tls_began(self, facts: TlsFacts | None) -> None:
+    def _on_tls(self, facts: TlsFacts | None) -> None:
         if facts is not None:
             self._resume(facts)
 
-    def _tls_began_first(self, facts: TlsFacts | None) -> None:
+    def _on_implicit_tls(self, facts: TlsFacts | None) -> None:
         """Implicit TLS began: the greeting follows (RFC 8314 §3.3)."""
         if facts is not None:
             self._session.tls = facts
@@ -323,7 +318,7 @@ class Connection(SMTP):
     def _flush(self) -> None:
         if self._output:
             if not self._is_lost:
-                self._wire.write(b"".join(self._output))
+                self.transport.write(b"".join(self._output))
             self._output.clear()
 
     # --- waiting --------------------------------------------------------------------------------
@@ -334,55 +329,55 @@ class Connection(SMTP):
         The task is not cancelled if the client goes.
         """
         self._work = task = self._listener.spawn(work)
-        task.add_done_callback(lambda done: self._waited(done, then))
+        task.add_done_callback(lambda done: self._on_work_done(done, then))
 
     def _resume(self, result: ActionResult) -> None:
         self._perform(self._protocol.resume(result))
 
-    def _waited(self, task: asyncio.Task[T], then: Callable[[T], None]) -> None:
+    def _on_work_done(self, task: asyncio.Task[T], then: Callable[[T], None]) -> None:
         self._work = None
         try:
             then(task.result())
         except (Exception, asyncio.CancelledError) as failure:
             log.error("%s: a session failed", self._who, exc_info=failure)
-            self._perform(self._protocol.give_up())
-            self._end(_OUR_TROUBLE)
+            self._perform(self._protocol.resume_failed())
+            self._close_with(_INTERNAL_ERROR)
         if self._is_lost:
             return
         self._flush()
         if self._work is None and not self._is_closing:
-            self._expect_more()
-            self._go_on()
+            self._set_deadline()
+            self._read_on()
 
-    def _go_on(self) -> None:
-        """Process the octets that waited, and read again."""
+    def _read_on(self) -> None:
+        """Process the unread octets, and let the transport read again."""
         if self._work is None and self._is_writable and not self._is_closing:
-            if self._early or self._had_eof or self._listener.is_closing:
-                early, self._early = self._early, b""
-                self._process(early)
+            if self._unread or self._had_eof or self._listener.is_closing:
+                unread, self._unread = self._unread, b""
+                self._process(unread)
             if self._work is None and self._is_paused and not self._is_closing:
                 self._is_paused = False
-                self._wire.resume_reading()
+                self.transport.resume_reading()
 
     def _pause(self) -> None:
-        if not self._is_paused and not self._wire.is_closing():
+        if not self._is_paused and not self.transport.is_closing():
             self._is_paused = True
-            self._wire.pause_reading()
+            self.transport.pause_reading()
 
     # --- timers ---------------------------------------------------------------------------------
 
-    def _expect_more(self) -> None:
+    def _set_deadline(self) -> None:
         """Wait for a command or for more content, for at most `idle` from now.
 
         A command that comes octet by octet does not get more time with each octet.
         """
         now, limits, protocol = self.loop.time(), self._reception.limits, self._protocol
         if not protocol.in_transaction:
-            self._latest = math.inf
+            self._transaction_deadline = math.inf
         elif protocol.transactions != self._transactions:
-            self._latest = now + limits.transaction_seconds
+            self._transaction_deadline = now + limits.transaction_seconds
         self._transactions = protocol.transactions
-        deadline = min(now + limits.idle_seconds, self._latest)
+        deadline = min(now + limits.idle_seconds, self._transaction_deadline)
         self._deadline = deadline
         if deadline < self._timer_due:
             self._watch(deadline - now)
@@ -406,18 +401,18 @@ class Connection(SMTP):
         elif left > 0.001:
             self._watch(left)
         else:
-            self._note(text_of(_TIMED_OUT))
-            self._end(_TIMED_OUT)
+            self._log_limited(text_of(_TIMED_OUT))
+            self._close_with(_TIMED_OUT)
 
-    # --- ending ---------------------------------------------------------------------------------
+    # --- the end --------------------------------------------------------------------------------
 
-    def _end(self, last_words: bytes) -> None:
-        """Send a last reply and end the session."""
+    def _close_with(self, reply: bytes) -> None:
+        """Close with a last reply."""
         if not self._is_closing:
-            self._output.append(last_words)
+            self._output.append(reply)
             self._close(linger=True)
 
-    def _note(self, text: str) -> None:
+    def _log_limited(self, text: str) -> None:
         """Log a line about this client, unless it has had too many."""
         now = self._reception.clock()
         line = self._reception.log_limit.line(self._session.client or "", text, now)
@@ -435,48 +430,48 @@ class Connection(SMTP):
             return
         self._is_closing = True
         self._flush()
-        self._early = b""
-        self._perform(self._protocol.stop())
+        self._unread = b""
+        self._perform(self._protocol.end())
         if self._is_lost:
             return
         if not (linger and not self._had_eof and self._close_our_half()):
-            self._wire.close()
+            self.transport.close()
         self._stop_timer()
-        self._timer = self.loop.call_later(LINGER_SECONDS, self._abort)
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.abort)
 
     def _close_our_half(self) -> bool:
         """Close the relay's half. False in TLS, and after the client has closed first."""
-        if self._wire.is_closing() or not self._wire.can_write_eof():
+        if self.transport.is_closing() or not self.transport.can_write_eof():
             return False
         try:
-            self._wire.write_eof()
+            self.transport.write_eof()
         except OSError:
             return False
         if self._is_paused:
             self._is_paused = False
-            self._wire.resume_reading()
+            self.transport.resume_reading()
         return True
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
         self._is_closing = True
         if not self._is_lost:
-            self._wire.abort()
+            self.transport.abort()
 
-    def _leave(self) -> None:
-        """The connection is gone. A task that still runs goes on; all other state is dropped."""
+    def connection_lost(self, error: Exception | None) -> None:
+        """A task that still runs goes on; all other state is dropped."""
         if self._is_lost:
             return
         if not self._is_closing and (unfinished := self._unfinished()):
-            self._note(unfinished)
+            self._log_limited(unfinished)
         self._is_lost = self._is_closing = True
         self._stop_timer()
-        self._early = b""
+        self._unread = b""
         self._listener.leave(self)
         if self._is_admitted:
             self._reception.connections.leave(self._session.client or "")
         if self._proxy_header is not None:
             self._proxy_header.feed_eof()
-        self._perform(self._protocol.stop())
+        self._perform(self._protocol.end())
 
     def _unfinished(self) -> str:
         """What a client that goes now leaves unfinished; "" for nothing."""
@@ -494,11 +489,7 @@ class Connection(SMTP):
     def drain(self) -> None:
         """The listener closes: send 421 now, or after the message that is coming in."""
         if self._work is None and not self._protocol.is_reading_content:
-            self._end(_SHUTTING_DOWN)
-
-    def abort(self) -> None:
-        """The grace is over."""
-        self._abort()
+            self._close_with(_SHUTTING_DOWN)
 
     @property
     def _who(self) -> str:
@@ -506,19 +497,13 @@ class Connection(SMTP):
 
 
 def _feed(protocol: asyncio.BufferedProtocol, octets: bytes) -> None:
-    """Give TLS the octets that came early: a client of implicit TLS does not wait."""
+    """Give TLS the octets that came before it: a client of implicit TLS does not wait."""
     while octets:
         buffer = memoryview(protocol.get_buffer(len(octets)))
         count = min(len(buffer), len(octets))
         buffer[:count] = octets[:count]
         protocol.buffer_updated(count)
         octets = octets[count:]
-
-
-def _ours(intake: object) -> Intake:
-    """The `Intake` that the protocol knows as `Incoming`."""
-    assert isinstance(intake, Intake)
-    return intake
 
 
 def _address(peername: object) -> str:

@@ -72,7 +72,7 @@ class ListenerState:
     def has_tls(self) -> bool:
         return self.tls is not None
 
-    def take_in(
+    def begin_message(
         self, session: Session, transaction: Transaction, reader: DataReader | BdatReader
     ) -> Intake:
         """Begin a message, which `reader` reads."""

@@ -72,8 +72,8 @@ class MessageInput:
             return self._finish() if is_refused else _CHUNK_OK
         # After a dot between bare LFs the client waits for a reply. The message is refused and the
         # session closed, so that nothing behind this dot is read as commands.
-        ends_in_vain = isinstance(reader, DataReader) and reader.ends_with_bare_dot
-        if ends_in_vain or reader.read_bytes > self._most_octets:
+        has_bare_dot = isinstance(reader, DataReader) and reader.ends_with_bare_dot
+        if has_bare_dot or reader.read_bytes > self._most_octets:
             self.closes_session = True
             return self._finish()
         return None

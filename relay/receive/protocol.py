@@ -1,19 +1,20 @@
-"""The SMTP dialogue with a client: a machine without I/O, octets in, actions out. Pure.
+"""The SMTP dialogue with a client: octets in, actions out. Pure.
 
     feed(octets)      octets from the client
-    resume(result)    the result of the action that the machine waits for
-    stop, give_up     nothing more will come
+    resume(result)    the result of the action that the protocol waits for
+    resume_failed     that action failed: the session ends
+    end               the connection ends, and the session with it
 
-Each returns actions (`relay.receive.actions`), to be done in this order. Some have to be waited for
-(`Waiting`): such an action is the last one, and until `resume` the machine keeps what comes in and
-does not look at it.
+Each returns actions (`relay.receive.actions`), to be done in this order. The protocol waits for the
+result of some of them (`Waiting`): such an action is the last one, and until `resume` the octets
+that come are kept unread.
 
 Each verb does its part of the state machine of RFC 5321 §4.1.4. `relay.receive.submission` judges
 what a command asks for, `relay.receive.message_input` what follows each piece of content.
 
 A command is unproductive if it brings no message nearer: it is refused, unknown, or one of NOOP,
-RSET, VRFY, EHLO and the like. The machine counts them (Postfix: `smtpd_junk_command_limit`,
-`smtpd_hard_error_limit`), starts again at each accepted message, and ends the session after too
+RSET, VRFY, EHLO and the like. The protocol counts them (Postfix: `smtpd_junk_command_limit`,
+`smtpd_hard_error_limit`), from zero after each accepted message, and ends the session after too
 many.
 """
 
@@ -34,7 +35,6 @@ from relay.receive.actions import (
     Finish,
     Incoming,
     Log,
-    Note,
     StagePiece,
     Waiting,
     text_of,
@@ -98,7 +98,7 @@ class SessionContext(Protocol):
     def ehlo_reply(self, session: Session) -> bytes:
         """The reply to EHLO."""
 
-    def take_in(
+    def begin_message(
         self, session: Session, transaction: Transaction, reader: DataReader | BdatReader
     ) -> Incoming:
         """Begin a message, which `reader` reads."""
@@ -115,7 +115,7 @@ class ServerProtocol:
         self.session = session
         self.commands = 0
         self.transactions = 0
-        self.is_over = False
+        self.has_ended = False
         self.has_progressed = False
         self._context = context
         self._actions: list[Action] = []
@@ -144,22 +144,22 @@ class ServerProtocol:
         is_in_content = self._message is not None and self._message.is_reading
         return is_in_content or self._octets_to_discard > 0
 
-    # --- in and out -----------------------------------------------------------------------------
+    # --- octets in, actions out -----------------------------------------------------------------
 
     def feed(self, octets: bytes) -> list[Action]:
-        """Octets from the client: what is to be done."""
+        """The actions that follow from octets of the client."""
         self._input = self._input + octets if self._input else octets
         return self._run()
 
     def resume(self, result: ActionResult) -> list[Action]:
-        """The action that the machine waited for has this result: what is to be done next."""
+        """The actions that follow from the result of the action that the protocol waited for."""
         waiting, self._waiting = self._waiting, None
         match waiting:
             case Finish():
                 assert self._message is not None
                 assert result is None or isinstance(result, Refusal)
-                self._message_finished(self._message, result)
-            case _ if self.is_over:
+                self._finish_message(self._message, result)
+            case _ if self.has_ended:
                 self._forget_transaction()
             case BeginTls():
                 assert isinstance(result, TlsFacts)
@@ -168,25 +168,24 @@ class ServerProtocol:
                 self._forget_transaction()
             case CheckPassword():
                 assert isinstance(result, User | SecretVerdict)
-                self._password_checked(result)
+                self._on_password_checked(result)
             case StagePiece():
                 assert self._message is not None
                 self._handle_content(self._message)
         return self._run()
 
-    def stop(self) -> list[Action]:
-        """The client is gone, or is sent away. An action that is waited for is still resumed."""
-        self._over()
-        actions, self._actions = self._actions, []
-        return actions
+    def end(self) -> list[Action]:
+        """The connection ends. The action that the protocol waits for is still resumed."""
+        self._end()
+        return self._take_actions()
 
-    def give_up(self) -> list[Action]:
-        """The action that the machine waited for has failed: the session is over."""
+    def resume_failed(self) -> list[Action]:
+        """The action that the protocol waited for failed: the session ends."""
         self._waiting = None
-        return self.stop()
+        return self.end()
 
-    def _over(self) -> None:
-        self.is_over = True
+    def _end(self) -> None:
+        self.has_ended = True
         self._input, self._position = b"", 0
         self._octets_to_discard = 0
         if self._waiting is None:
@@ -195,7 +194,7 @@ class ServerProtocol:
     def _run(self) -> list[Action]:
         """Handle all that is complete in the input."""
         self.has_progressed = False
-        while self._waiting is None and not self.is_over:
+        while self._waiting is None and not self.has_ended:
             if self._position == len(self._input):
                 break
             if self.is_reading_content:
@@ -208,6 +207,9 @@ class ServerProtocol:
             self.has_progressed = True
         self._input = self._input[self._position :] if self._position < len(self._input) else b""
         self._position = 0
+        return self._take_actions()
+
+    def _take_actions(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
 
@@ -285,7 +287,7 @@ class ServerProtocol:
             self._actions.append(f"250 {self._context.hostname}\r\n".encode())
 
     def _identify(self, arg: bytes, *, extended: bool) -> bool:
-        """Note the client's name without a check; EHLO ends a transaction (RFC 5321 §4.1.4)."""
+        """Take the client's name without a check. EHLO ends a transaction (RFC 5321 §4.1.4)."""
         if not arg:
             self._reply_unproductive(b"501 5.5.4 Syntax: EHLO hostname\r\n")
             return False
@@ -309,7 +311,7 @@ class ServerProtocol:
 
     def smtp_QUIT(self, arg: bytes) -> None:
         self._actions.append(_BYE)
-        self._end()
+        self._close()
 
     def smtp_VRFY(self, arg: bytes) -> None:
         # RFC 5321 §3.5.3: 252, because the relay cannot verify the address and would not tell.
@@ -370,7 +372,7 @@ class ServerProtocol:
             return b"503 5.5.1 Not now\r\n"
         return b""
 
-    def _password_checked(self, verdict: User | SecretVerdict) -> None:
+    def _on_password_checked(self, verdict: User | SecretVerdict) -> None:
         if isinstance(verdict, User):
             self.session.user = verdict
             self._actions.append(b"235 2.7.0 Welcome\r\n")
@@ -378,7 +380,7 @@ class ServerProtocol:
         self._auth_failures += 1
         if verdict is SecretVerdict.WAIT or self._auth_failures >= AUTH_FAILURES_PER_SESSION:
             self._actions.append(b"421 4.7.0 Too many failures, try again later\r\n")
-            self._end(linger=True)
+            self._close(linger=True)
         else:
             self._reply_unproductive(b"535 5.7.8 Authentication credentials invalid\r\n")
 
@@ -444,7 +446,7 @@ class ServerProtocol:
         if self._transaction is None or not self._transaction.recipients:
             self._octets_to_discard = chunk.octets
             self._reply_after_discard = _MAIL_FIRST if self._transaction is None else _RCPT_FIRST
-            self._discarded(0)
+            self._discard(0)
             return
         if self._message is None:
             reader = BdatReader(
@@ -463,19 +465,19 @@ class ServerProtocol:
     def _begin_message(
         self, transaction: Transaction, reader: DataReader | BdatReader
     ) -> MessageInput:
-        intake = self._context.take_in(self.session, transaction, reader)
+        intake = self._context.begin_message(self.session, transaction, reader)
         return MessageInput(intake, reader, most_octets=self._most_octets)
 
     def _read_content(self) -> None:
         """Take the octets of content out of the input, from `_position` on."""
         if self._octets_to_discard:
-            self._discarded(min(self._octets_to_discard, len(self._input) - self._position))
+            self._discard(min(self._octets_to_discard, len(self._input) - self._position))
             return
         assert self._message is not None
         self._position = self._message.feed(self._input, self._position)
         self._handle_content(self._message)
 
-    def _discarded(self, count: int) -> None:
+    def _discard(self, count: int) -> None:
         self._position += count
         self._octets_to_discard -= count
         if not self._octets_to_discard:
@@ -488,7 +490,7 @@ class ServerProtocol:
             case Finish() | StagePiece() as action:
                 self._wait_for(action)
 
-    def _message_finished(self, message: MessageInput, refusal: Refusal | None) -> None:
+    def _finish_message(self, message: MessageInput, refusal: Refusal | None) -> None:
         self._end_transaction()
         if refusal is not None:
             self._refuse(refusal)
@@ -498,7 +500,7 @@ class ServerProtocol:
             queue_id = message.intake.queue_id
             self._actions.append(f"250 2.0.0 Ok: queued as {queue_id}\r\n".encode())
         if message.closes_session:
-            self._end(linger=True)
+            self._close(linger=True)
 
     def _forget_transaction(self) -> None:
         """End the transaction, and remove what was staged of its message."""
@@ -511,21 +513,21 @@ class ServerProtocol:
         self._message = None
         self._transaction = None
 
-    # --- answers ----------------------------------------------------------------------------------
+    # --- refusals, and the end ------------------------------------------------------------------
 
     def _refuse(self, refusal: Refusal, *, is_unproductive: bool = True) -> None:
         text = f"{refusal.reply.code}: {refusal.reason}"
-        self._actions.append(Log(text) if self.session.may_relay else Note(text))
+        self._actions.append(Log(text, is_limited=not self.session.may_relay))
         self._actions.append(refusal.reply.encode())
         if refusal.closes:
-            self._end(linger=True)
+            self._close(linger=True)
         elif is_unproductive:
             self._count_unproductive()
 
     def _reply_unproductive(self, reply: bytes, about: str = "") -> None:
-        """Answer an unproductive command and count it; a refusal gets a line in the log."""
+        """Reply to an unproductive command and count it; log a refusal."""
         if reply.startswith(b"5"):
-            self._actions.append(Note(text_of(reply) + about))
+            self._actions.append(Log(text_of(reply) + about))
         self._actions.append(reply)
         self._count_unproductive()
 
@@ -535,16 +537,16 @@ class ServerProtocol:
             self._refuse_client(_TOO_MANY_UNPRODUCTIVE)
 
     def _refuse_client(self, reply: bytes, why: str = "") -> None:
-        """End the session of a client that is at fault, with a line in the log."""
-        if not self.is_over:
-            self._actions.append(Note(why or text_of(reply)))
+        """Refuse a client that is at fault, log it, and end the session."""
+        if not self.has_ended:
+            self._actions.append(Log(why or text_of(reply)))
             self._actions.append(reply)
-            self._end(linger=True)
+            self._close(linger=True)
 
-    def _end(self, *, linger: bool = False) -> None:
-        if not self.is_over:
+    def _close(self, *, linger: bool = False) -> None:
+        if not self.has_ended:
             self._actions.append(Close(linger))
-            self._over()
+            self._end()
 
 
 _VERBS: dict[bytes, Callable[[ServerProtocol, bytes], None]] = {
@@ -555,6 +557,6 @@ _VERBS: dict[bytes, Callable[[ServerProtocol, bytes], None]] = {
 
 
 def _split_at_any_space(line: bytes) -> tuple[bytes, bytes]:
-    """Verb and argument of a command with other white space than one blank between them."""
+    """Verb and argument of a command, with any white space between them."""
     verb, _, arg = line.replace(b"\t", b" ").lstrip(b" ").partition(b" ")
     return verb, arg

@@ -39,7 +39,7 @@ async def test_state_of_a_session_can_be_made_once_and_has_no_name_of_ours():
     state = vars(SMTP(None, loop=asyncio.get_running_loop(), hostname="", timeout=0))
     assert state["loop"] is asyncio.get_running_loop()
     ours = set(re.findall(r"self\.(_\w+)\b(?:: [^=\n]+)? =", inspect.getsource(Connection)))
-    assert {"_listener", "_wire", "_protocol", "_work"} <= ours
+    assert {"_listener", "_protocol", "_work"} <= ours
     assert not ours & set(state)
 
 

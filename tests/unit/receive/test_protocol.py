@@ -1,4 +1,4 @@
-"""The session as a machine: octets in, actions out, without a loop or a socket."""
+"""The protocol of a session: octets in, actions out, without a loop or a socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relay.receive.actions import (
     CheckPassword,
     Close,
     Finish,
-    Note,
+    Log,
     StagePiece,
 )
 from relay.receive.content import BdatReader, DataReader
@@ -40,7 +40,7 @@ STARTTLS = ListenerSpec("127.0.0.1:25", tls=ListenerTls.STARTTLS)
 
 @dataclass
 class Message:
-    """A message that is coming in: what the machine sees of an `Intake`."""
+    """A message that is coming in: what the protocol sees of an `Intake`."""
 
     reader: DataReader | BdatReader
     queue_id: str = "Q1"
@@ -50,6 +50,10 @@ class Message:
     def should_stage(self) -> bool:
         stages, self.stages = self.stages, False
         return stages
+
+    async def stage(self) -> None: ...
+    async def finish(self) -> Refusal | None: ...
+    async def abandon(self) -> None: ...
 
 
 @dataclass
@@ -66,14 +70,14 @@ class Listener:
     def ehlo_reply(self, session: Session) -> bytes:
         return b"250 relay.example\r\n"
 
-    def take_in(
+    def begin_message(
         self, session: Session, transaction: Transaction, reader: DataReader | BdatReader
     ) -> Message:
         self.messages.append(Message(reader, stages=self.stages))
         return self.messages[-1]
 
 
-def machine(listener: Listener | None = None) -> ServerProtocol:
+def protocol(listener: Listener | None = None) -> ServerProtocol:
     listener = listener or Listener()
     return ServerProtocol(listener, Session(listener.spec, "192.0.2.1", in_networks=True))
 
@@ -88,7 +92,7 @@ def only(actions: list[Action], kind: type) -> list[Any]:
 
 @given(st.lists(st.integers(0, len(DIALOGUE)), max_size=12))
 def test_actions_are_the_same_however_the_octets_are_cut(cuts: list[int]):
-    whole, pieces = machine(), machine()
+    whole, pieces = protocol(), protocol()
     expected = whole.feed(DIALOGUE)
     edges = [0, *sorted(cuts), len(DIALOGUE)]
     got: list[Action] = []
@@ -99,7 +103,7 @@ def test_actions_are_the_same_however_the_octets_are_cut(cuts: list[int]):
 
 
 def test_message_that_comes_octet_by_octet_is_accepted_after_its_commit():
-    made = machine()
+    made = protocol()
     said: list[Action] = []
     for octet in DIALOGUE:
         said += made.feed(bytes([octet]))
@@ -111,15 +115,15 @@ def test_message_that_comes_octet_by_octet_is_accepted_after_its_commit():
 
 
 def test_octets_that_come_while_it_waits_are_read_afterwards():
-    made = machine()
+    made = protocol()
     made.feed(DIALOGUE)
     assert made.feed(b"NOOP\r\nQUIT\r\n") == []
     assert codes(made.resume(None)) == [250, 250, 221]
-    assert made.is_over
+    assert made.has_ended
 
 
 def test_a_message_that_is_refused_at_its_end_is_not_taken():
-    made = machine()
+    made = protocol()
     made.feed(DIALOGUE)
     said = made.resume(refuse(452, "4.3.1", "full"))
     assert codes(said) == [452]
@@ -127,7 +131,7 @@ def test_a_message_that_is_refused_at_its_end_is_not_taken():
 
 
 def test_a_piece_is_staged_before_more_is_read():
-    made = machine(Listener(stages=True))
+    made = protocol(Listener(stages=True))
     said = made.feed(DIALOGUE[:-4])
     assert only(said, StagePiece)
     assert made.feed(DIALOGUE[-4:]) == []
@@ -135,7 +139,7 @@ def test_a_piece_is_staged_before_more_is_read():
 
 
 def test_commands_injected_behind_starttls_are_discarded():
-    made = machine()
+    made = protocol()
     said = made.feed(b"EHLO c\r\nSTARTTLS\r\nMAIL FROM:<evil@a.example>\r\n")
     assert codes(said) == [250, 220]
     assert said[-1] == BeginTls()
@@ -146,7 +150,7 @@ def test_commands_injected_behind_starttls_are_discarded():
 
 
 def test_starttls_in_a_transaction_leaves_nothing_of_it():
-    made = machine()
+    made = protocol()
     made.feed(b"EHLO c\r\nMAIL FROM:<a@a.example>\r\nRCPT TO:<b@b.example>\r\nBDAT 3\r\nabc")
     assert made.in_message
     made.feed(b"STARTTLS\r\n")
@@ -160,7 +164,7 @@ AUTH = Listener(
 
 
 def test_user_with_the_right_password_becomes_the_user_of_the_session():
-    made = machine(AUTH)
+    made = protocol(AUTH)
     said = made.feed(b"EHLO c\r\nAUTH PLAIN AHVzZXIAc2VjcmV0\r\nNOOP\r\n")
     assert said[-1] == CheckPassword(b"user", b"secret")
     user = User("user", "$argon2id$")
@@ -176,7 +180,7 @@ def test_user_with_the_right_password_becomes_the_user_of_the_session():
     ],
 )
 def test_wrong_passwords_end_the_session(verdicts: list[SecretVerdict], replies: list[int]):
-    made = machine(AUTH)
+    made = protocol(AUTH)
     made.feed(b"EHLO c\r\n")
     said: list[Action] = []
     for verdict in verdicts:
@@ -188,32 +192,32 @@ def test_wrong_passwords_end_the_session(verdicts: list[SecretVerdict], replies:
 
 
 def test_a_client_that_goes_leaves_nothing_of_a_message_in_the_store():
-    made = machine()
+    made = protocol()
     made.feed(DIALOGUE[:-10])
-    [abandon] = made.stop()
+    [abandon] = made.end()
     assert isinstance(abandon, Abandon)
-    assert made.stop() == []
+    assert made.end() == []
 
 
 def test_a_client_that_goes_after_the_end_of_its_message_has_sent_it():
-    made = machine()
+    made = protocol()
     made.feed(DIALOGUE)
-    assert made.stop() == []  # what is being committed is not abandoned
+    assert made.end() == []  # what is being committed is not abandoned
     assert codes(made.resume(None)) == [250]
 
 
 def test_a_client_that_goes_while_a_piece_is_staged_leaves_nothing_in_the_end():
-    made = machine(Listener(stages=True))
+    made = protocol(Listener(stages=True))
     made.feed(DIALOGUE[:-4])
-    assert made.stop() == []
+    assert made.end() == []
     assert only(made.resume(None), Abandon)
 
 
 def test_message_is_abandoned_after_an_error_of_the_relay():
-    made = machine(Listener(stages=True))
+    made = protocol(Listener(stages=True))
     made.feed(DIALOGUE[:-4])
-    assert only(made.give_up(), Abandon)
-    assert made.is_over
+    assert only(made.resume_failed(), Abandon)
+    assert made.has_ended
 
 
 @pytest.mark.parametrize(
@@ -227,23 +231,23 @@ def test_message_is_abandoned_after_an_error_of_the_relay():
     ],
 )
 def test_client_that_speaks_no_smtp_is_refused_logged_and_disconnected(octets: bytes, said: bytes):
-    made = machine()
+    made = protocol()
     actions = made.feed(octets)
     assert said in actions
-    assert only(actions, Note)
+    assert only(actions, Log)
     assert actions[-1] == Close(linger=True)
     assert made.feed(b"EHLO c\r\n") == []
 
 
 def test_unproductive_commands_end_the_session():
-    made = machine()
+    made = protocol()
     said = made.feed(b"NOOP\r\n" * 200)
     assert codes(said)[-1] == 421
     assert len(codes(said)) == 102
 
 
 def test_a_message_far_over_the_limit_is_read_to_four_times_of_it_and_cut_off():
-    made = machine(replace(Listener(), limits=Limits(message_size_bytes=100)))
+    made = protocol(replace(Listener(), limits=Limits(message_size_bytes=100)))
     made.feed(b"EHLO c\r\nMAIL FROM:<a@a.example>\r\nRCPT TO:<b@b.example>\r\nDATA\r\n")
     said = made.feed(b"x" * 350 + b"\r\n")
     assert said == []
