@@ -32,7 +32,7 @@ from benchmarks.meter import memory_bytes
 from benchmarks.run import run
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.sides import Side, deferred_message
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
 

@@ -24,7 +24,7 @@ from benchmarks.scenarios import Beside, Client, Scenario
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, State
 from relay.queue.queue_id import new_queue_id
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 from tests.rigs.postfix import postfix

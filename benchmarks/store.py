@@ -34,7 +34,7 @@ from relay.queue.entry import (
 from relay.queue.postgres import NodeOptions, PostgresStore, Server, parse_url
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage, Store
 from tests.rigs.postgres import Postgres
 

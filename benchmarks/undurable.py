@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 
 from relay.cli import main
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 
 if __name__ == "__main__":
     SqliteStore.open = functools.partial(SqliteStore.open, synchronous="OFF")  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from relay.config import Config
     from relay.policy.fields import Wishes
     from relay.queue.api_state import DomainSettings
-    from relay.queue.engine import QueueLocation
+    from relay.queue.location import QueueLocation
     from relay.route.next_hop import Auth
 
 __all__ = ["explain"]

@@ -5,6 +5,7 @@ from.
 from __future__ import annotations
 
 import difflib
+import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -383,6 +384,8 @@ def build(values: Any, conformer: Conformer) -> Config | None:
 
 @cache
 def _adapter() -> TypeAdapter[Config]:
+    # Otherwise pydantic reads the metadata of every installed distribution, in search of plugins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from pydantic import TypeAdapter
 
     return TypeAdapter(Config)

@@ -24,7 +24,7 @@ from relay.mail.address import domain_of
 from relay.mail.ip import unmapped
 from relay.policy.rules import is_locked
 from relay.policy.settings import MemoryAction
-from relay.queue.engine import DEFAULT_PATH
+from relay.queue.location import DEFAULT_PATH
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 from relay.route.security import TlsVersion
 

@@ -16,9 +16,8 @@ from typing import Annotated
 from relay.deliver.options import DeliveryOptions, TlsOptions, TlsReportOptions
 from relay.mail.option import RELOAD, SECRET, NameKey, NotEmpty, Path, Range, TextForm
 from relay.policy.rules import PolicyRules
-from relay.queue.engine import DEFAULT_PATH, QueueLocation
+from relay.queue.location import DEFAULT_PATH, QueueLocation
 from relay.queue.retry import RetrySchedule
-from relay.queue.store import SpoolError
 from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec
@@ -73,6 +72,8 @@ class QueueSection:
         try:
             return read_line(self.password_file) if self.password_file is not None else None
         except SecretFileError as error:
+            from relay.queue.store import SpoolError
+
             raise SpoolError(f"queue.password_file: {error}") from error
 
     @property

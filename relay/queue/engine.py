@@ -20,27 +20,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from relay.queue.handoff import HandOffLimits
-from relay.queue.memory import MemoryStore
+from relay.queue.location import QueueLocation
 from relay.queue.move_file import said_of_leaving
-from relay.queue.policies import PolicyCache
-from relay.queue.store import ReadOnlyQueue, SpoolError, Store
+from relay.queue.store import SpoolError
 
 if TYPE_CHECKING:
+    from relay.queue.memory import MemoryStore
     from relay.queue.move import MovingQueue
+    from relay.queue.policies import PolicyCache
     from relay.queue.postgres import Server
+    from relay.queue.store import ReadOnlyQueue, Store
 
 __all__ = [
-    "DEFAULT_PATH",
     "WORKER_SPOOL",
-    "QueueLocation",
     "describe_server",
     "holder",
     "open_beside",
@@ -56,42 +54,11 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PATH = "var/spool"
 WORKER_SPOOL = "worker-"
 """How the directory of a further worker's queue begins, below that of the first."""
 
 _PATIENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
-
-
-def _no_password() -> str | None:
-    """The server asks for none, or the URL has it."""
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLocation:
-    """Where a queue is: in the directory `path`, or on the server at `url`.
-
-    For a server: what gives its password, the name of this node, and the length of its lease.
-    `password` may raise `SpoolError`; it is called for each connection, since it may change.
-    """
-
-    path: str
-    url: str | None = field(default=None, repr=False)
-    password: Callable[[], str | None] = _no_password
-    node: str = ""
-    lease: timedelta = timedelta(seconds=30)
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether several nodes share it."""
-        return self.url is not None
-
-    @property
-    def key(self) -> str:
-        """The key of the configuration that says where it is."""
-        return "queue.url" if self.is_shared else "queue.path"
 
 
 async def open_store(
@@ -112,7 +79,7 @@ async def open_store(
     """
     if location.is_shared:
         return await _open_shared(location, max_wait, policy_digest, concurrency)
-    from relay.queue.sqlite import SqliteStore
+    from relay.queue.sqlite.store import SqliteStore
 
     store = await SqliteStore.open(
         Path(location.path), now=now, max_wait=max_wait, adopting=adopting
@@ -133,6 +100,8 @@ async def _open_shared(
     from relay.queue.postgres import NodeOptions, PostgresStore, StartRefused
 
     options = NodeOptions(location.node, location.lease, policy_digest)
+    from relay.queue.handoff import HandOffLimits
+
     limits = HandOffLimits(entries=2 * concurrency, entries_per_domain=2 * concurrency)
     until = time.monotonic() + _PATIENCE_SECONDS
     told = False
@@ -189,7 +158,7 @@ async def open_to_read(location: QueueLocation, stack: AsyncExitStack) -> list[R
         queues.append(Reader(server))
         stack.push_async_callback(queues[-1].close)
         return queues
-    from relay.queue.sqlite import StoppedQueue
+    from relay.queue.sqlite.reader import StoppedQueue
 
     directory = Path(location.path)
     for path in (directory, *orphans(directory, WORKER_SPOOL, present=())):
@@ -207,7 +176,7 @@ async def open_to_move(location: QueueLocation, *, make: bool) -> MovingQueue:
         from relay.queue.postgres import PostgresMove
 
         return await PostgresMove.open(server)
-    from relay.queue.sqlite import SqliteMove
+    from relay.queue.sqlite.move import SqliteMove
 
     return await SqliteMove.open(Path(location.path), workers=WORKER_SPOOL, make=make)
 
@@ -219,7 +188,7 @@ async def open_policies(location: QueueLocation) -> PolicyCache:
         from relay.queue.postgres import PostgresPolicyCache
 
         return PostgresPolicyCache(server)
-    from relay.queue.sqlite import SqlitePolicyCache
+    from relay.queue.sqlite.policies import SqlitePolicyCache
 
     return await SqlitePolicyCache.open(Path(location.path))
 
@@ -231,7 +200,7 @@ async def open_memory(location: QueueLocation) -> MemoryStore:
         from relay.queue.postgres import PostgresMemory
 
         return PostgresMemory(server)
-    from relay.queue.sqlite import SqliteMemory
+    from relay.queue.sqlite.memory import SqliteMemory
 
     return await SqliteMemory.open(Path(location.path))
 
@@ -243,7 +212,7 @@ def open_policies_beside(location: QueueLocation) -> PolicyCache:
         from relay.queue.postgres import PoliciesToRead as SharedPoliciesToRead
 
         return SharedPoliciesToRead(server)
-    from relay.queue.sqlite import POLICIES, PoliciesToRead
+    from relay.queue.sqlite.policies import POLICIES, PoliciesToRead
 
     return PoliciesToRead(Path(location.path) / POLICIES)
 
@@ -255,7 +224,8 @@ def open_memory_beside(location: QueueLocation) -> MemoryStore:
         from relay.queue.postgres import PostgresMemory
 
         return PostgresMemory(server)
-    from relay.queue.sqlite import POLICIES, MemoryToRead
+    from relay.queue.sqlite.memory import MemoryToRead
+    from relay.queue.sqlite.policies import POLICIES
 
     return MemoryToRead(Path(location.path) / POLICIES)
 
@@ -279,6 +249,6 @@ def orphans(directory: Path, prefix: str, *, present: Collection[str]) -> list[P
     """The queues below a directory that begin with a prefix and have no worker; and those half
     adopted.
     """
-    from relay.queue.sqlite import orphans
+    from relay.queue.sqlite.adopt import orphans
 
     return orphans(directory, prefix, present=present)

@@ -35,7 +35,8 @@ from relay.config import load
 from relay.daemon.files import FileBudget
 from relay.daemon.running import Relay
 from relay.mail.jsontext import JsonDocument, JsonFields
-from relay.queue.engine import QueueLocation, open_policies
+from relay.queue.engine import open_policies
+from relay.queue.location import QueueLocation
 from relay.queue.policies import StoredPolicy
 from relay.route.local_address import is_local_address
 from relay.sandbox.certificates import Authority

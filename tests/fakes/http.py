@@ -24,7 +24,7 @@ from relay.daemon.explaining import explain
 from relay.policy.fields import Wishes
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.queue.entry import Entry
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.route.addresses import Network
 from relay.route.answers import AddressLookup, NoSuchName
 from relay.route.next_hop import Host, Hosts

@@ -41,7 +41,7 @@ from relay.mail.outcome import (
 from relay.policy.fields import Wishes
 from relay.policy.rules import DestinationRule, PolicyRules, TlsRule
 from relay.queue.entry import MessageSummary
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.report import deliverylog
 from relay.route.answers import AddressLookup, NoSuchName
 from relay.route.next_hop import Host, Hosts

@@ -22,7 +22,7 @@ from relay.queue.entry import (
 )
 from relay.queue.queue_id import new_queue_id
 from relay.queue.settle import Change, Settlement
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import DeliveryQueue, NewMessage, QueueFilter, QueueView, Store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

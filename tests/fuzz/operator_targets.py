@@ -15,7 +15,7 @@ from relay.admin import control
 from relay.admin.control import Control
 from relay.admin.control_socket import REQUEST_BYTES, ControlServer
 from relay.admin.operator import Operator
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import QueueFilter
 from relay.queue.verbs import VERBS
 from tests.fakes.queued import NOW, new_message

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from relay.queue.sqlite import SqliteStore, orphans
+from relay.queue.sqlite.adopt import orphans
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DELIVERED, content_of, event, new_message, settled
 

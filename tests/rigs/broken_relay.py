@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from relay.cli import main
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 
 _under_way: set[asyncio.Task[None]] = set()

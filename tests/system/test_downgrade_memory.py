@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from relay.admin.client import ask
-from relay.queue.sqlite import DATABASE
+from relay.queue.sqlite.disk import DATABASE
 from relay.sandbox.mx import MxServer
 from tests.rigs.ports import wait_until
 from tests.rigs.sandbox import Event, Sandbox

@@ -19,7 +19,7 @@ import pytest
 
 from relay.queue.entry import Entry, State
 from relay.queue.rows import STATE_NUMBER, message_data, micros, recipient_data
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 from relay.report import deliverylog
 from tests.fakes.page import NO_TLS, NOW, SENT, SENT_IN_CLEAR, PageRig, page_rig

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.queue.sqlite import SqliteStore, orphans
+from relay.queue.sqlite.adopt import orphans
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
 from tests.fakes.queued import NOW, content_of, event, new_message, opened
 from tests.rigs.acceptor import Told, command, expect_kept

@@ -18,7 +18,7 @@ from relay.admin.webhook_calls import calls_about
 from relay.queue.engine import WORKER_SPOOL
 from relay.queue.move import MoveResult, MovingQueue, export_queue, import_queue
 from relay.queue.postgres import NodeOptions, PostgresMove, PostgresStore, Server, parse_url
-from relay.queue.sqlite import SqliteMove
+from relay.queue.sqlite.move import SqliteMove
 from relay.queue.store import Store
 from tests.fakes.moved import EVERY_KIND, fill, seen
 from tests.fakes.queued import NOW, claim_all, new_message, opened, queue_ids

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import EventFilter, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DELIVERED, content_of, event, new_message, settled
 from tests.rigs.small_disk import fill, small_disk

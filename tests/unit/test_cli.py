@@ -29,7 +29,7 @@ from relay.cli.common import age_text, printable, size_text
 from relay.cli.log import _for_people
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 from relay.report import deliverylog
 

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from relay.cli import relay
 from relay.deliver.memory import DowngradeMemory
 from relay.mail.memory import DowngradeAlarm, Shown
-from relay.queue.sqlite import SqliteMemory, SqliteStore
+from relay.queue.sqlite.memory import SqliteMemory
+from relay.queue.sqlite.store import SqliteStore
 from relay.route.memory import MemoryOptions
 
 NONE, ENCRYPTED, VERIFIED = Shown

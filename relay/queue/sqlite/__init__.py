@@ -17,25 +17,6 @@ schema      tables and migrations
 disk        the directory: lock, ballast, opening, translation of errors
 adopt       the queue of a worker that does not exist any more
 move        messages that leave the queue for another, or come from one
+
+The modules are imported singly: a command that reads a queue needs few of them.
 """
-
-from relay.queue.sqlite.adopt import orphans
-from relay.queue.sqlite.disk import DATABASE
-from relay.queue.sqlite.memory import MemoryToRead, SqliteMemory
-from relay.queue.sqlite.move import SqliteMove
-from relay.queue.sqlite.policies import POLICIES, PoliciesToRead, SqlitePolicyCache
-from relay.queue.sqlite.reader import StoppedQueue
-from relay.queue.sqlite.store import SqliteStore
-
-__all__ = [
-    "DATABASE",
-    "POLICIES",
-    "MemoryToRead",
-    "PoliciesToRead",
-    "SqliteMemory",
-    "SqliteMove",
-    "SqlitePolicyCache",
-    "SqliteStore",
-    "StoppedQueue",
-    "orphans",
-]

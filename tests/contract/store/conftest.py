@@ -13,7 +13,7 @@ import pytest
 
 from relay.queue.handoff import HandOffLimits
 from relay.queue.postgres import NodeOptions, PostgresStore, Server, parse_url
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import Store
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.queued import NOW

@@ -34,7 +34,7 @@ import pytest
 from relay.mail.address import domain_of
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.queue_id import new_queue_id
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 from tests.fakes.queue import DEFAULTS
 from tests.rigs.ledger import LARGE, Ledger, check_agreement, check_log, listed, tokens

@@ -25,7 +25,7 @@ from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import settle
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 from relay.report import deliverylog
 from tests.fakes.running import QuietRelay

@@ -21,7 +21,7 @@ from relay.api.caller import Caller
 from relay.api.targets import NoTarget, Targets
 from relay.mail.event import Event
 from relay.queue.api_state import Webhook
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.report import webhook
 from relay.report.webhook import kind_of, next_try, payload
 from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Unanswered

@@ -9,7 +9,7 @@ import pytest
 
 from relay.daemon.measuring import QueuedMail
 from relay.queue.entry import State
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import SpoolError
 from relay.report.metrics import Metrics, Snapshot
 from tests.fakes.queued import NOW, new_message, opened

@@ -15,8 +15,8 @@ import pytest
 from relay.mail.outcome import Code, Deferred, HopSession, VerifiedBy
 from relay.queue.entry import State, Terms
 from relay.queue.retry import RetrySchedule
-from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.disk import DATABASE
+from relay.queue.sqlite.store import SqliteStore
 from tests.fakes.queued import new_message
 from tests.fakes.scheduling import make_scheduler
 

@@ -15,7 +15,8 @@ from relay.queue.api_state import PendingCall
 from relay.queue.engine import WORKER_SPOOL
 from relay.queue.entry import State
 from relay.queue.move import MoveResult, MovingQueue, export_queue, import_queue
-from relay.queue.sqlite import SqliteMove, SqliteStore
+from relay.queue.sqlite.move import SqliteMove
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import QueueFilter, SpoolError
 from tests.fakes.moved import EVERY_KIND, LARGE, fill, seen
 from tests.fakes.queued import NOW, claim_all, content_of, event, new_message, opened, queue_ids

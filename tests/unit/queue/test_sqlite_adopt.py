@@ -14,7 +14,9 @@ import pytest
 
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
 from relay.queue.entry import State
-from relay.queue.sqlite import SqliteStore, adopt, orphans
+from relay.queue.sqlite import adopt
+from relay.queue.sqlite.adopt import orphans
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
 from tests.fakes.queued import (
     BOUNCED,

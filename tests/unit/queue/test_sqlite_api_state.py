@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from relay.queue.api_state import DomainSettings
-from relay.queue.sqlite import SqliteStore, StoppedQueue
+from relay.queue.sqlite.reader import StoppedQueue
+from relay.queue.sqlite.store import SqliteStore
 from tests.fakes.mail import ARRIVED
 
 

@@ -20,10 +20,12 @@ import pytest
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.request import Request
-from relay.queue.sqlite import SqliteStore, StoppedQueue, disk_space
 from relay.queue.sqlite import commit as writing
 from relay.queue.sqlite import disk as on_disk
+from relay.queue.sqlite import disk_space
+from relay.queue.sqlite.reader import StoppedQueue
 from relay.queue.sqlite.schema import MIGRATIONS, migrate, version_of
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DEFERRED, DELIVERED, NOW, content_of, event, new_message, settled
 
@@ -66,7 +68,7 @@ async def test_a_second_relay_on_the_same_queue_is_refused_and_told_who_has_it(t
 
 async def test_the_lock_of_a_relay_that_was_killed_is_no_obstacle(tmp_path):
     script = (
-        "import asyncio, os, sys; from pathlib import Path; from relay.queue.sqlite import"
+        "import asyncio, os, sys; from pathlib import Path; from relay.queue.sqlite.store import"
         " SqliteStore\n"
         "async def main():\n"
         "    await SqliteStore.open(Path(sys.argv[1])); os.kill(os.getpid(), 9)\n"

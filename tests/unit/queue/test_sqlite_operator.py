@@ -15,8 +15,9 @@ import pytest
 from relay.queue.conditions import event_conditions
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
-from relay.queue.sqlite import SqliteStore, StoppedQueue
 from relay.queue.sqlite import events as reading
+from relay.queue.sqlite.reader import StoppedQueue
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import (
     CHUNK_BYTES,
     EventFilter,

@@ -10,7 +10,8 @@ import pytest
 
 from relay.mail.event import Event
 from relay.queue import statistics
-from relay.queue.sqlite import SqliteStore, orphans
+from relay.queue.sqlite.adopt import orphans
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.statistics import OTHER, CountFilter
 from tests.contract.store.test_statistics import DAY, _event, _write
 from tests.fakes.queued import NOW, opened

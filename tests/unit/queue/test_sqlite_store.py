@@ -20,7 +20,8 @@ import pytest
 from relay.admin.operations import item_as_json, page_as_json
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
-from relay.queue.sqlite import SqliteStore, disk
+from relay.queue.sqlite import disk
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, QueueFilter, SpoolError
 from tests.fakes.queued import (
     BOUNCED,

@@ -13,7 +13,7 @@ import pytest
 from relay.mail.outcome import PolicyResult, PolicyType
 from relay.mail.tls_session import JudgedBy, SessionFailure, TlsSession
 from relay.queue import tls_sessions
-from relay.queue.sqlite import orphans
+from relay.queue.sqlite.adopt import orphans
 from relay.queue.store import SpoolError
 from relay.queue.tls_sessions import CountedSessions, DomainSessions, ReportResult
 from tests.contract.store.test_tls_sessions import BAD, DAY, EXPIRED, GOOD, NONE, STS

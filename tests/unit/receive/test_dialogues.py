@@ -33,7 +33,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import QueueFilter, QueueFull, SpoolError
 from relay.receive.access import Access
 from relay.receive.limits import Limits

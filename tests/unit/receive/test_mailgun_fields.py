@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import QueueFilter
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)

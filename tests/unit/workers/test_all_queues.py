@@ -13,8 +13,8 @@ import pytest
 
 from relay.mail.event import Event
 from relay.queue.entry import State
-from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.reader import Reader
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import EventFilter, QueueFilter, SpoolError
 from relay.queue.tls_sessions import CountedSessions, DomainSessions, day_of
 from relay.workers.all_queues import AllQueues

@@ -17,8 +17,8 @@ from relay.admin.control_socket import ControlServer, start_control
 from relay.admin.operator import Deliveries, Operator
 from relay.mail.event import Event
 from relay.queue.entry import State
-from relay.queue.sqlite import SqliteStore
 from relay.queue.sqlite.reader import Reader
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import QueueFilter, SpoolError
 from relay.workers.all_queues import AllQueues
 from relay.workers.all_workers import AllWorkers

@@ -11,7 +11,7 @@ import pytest
 from relay.admin.domain_settings import SettingsElsewhere, SettingsInForce
 from relay.policy.rules import PolicyRules, TlsRule
 from relay.queue.api_state import DomainSettings, Webhook
-from relay.queue.sqlite import SqliteStore
+from relay.queue.sqlite.store import SqliteStore
 from relay.workers.shared_settings import CAPACITY_BYTES, SharedSettings
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
