@@ -62,11 +62,13 @@ PUT_TOGETHER = {"config": 0, "workers": 1, "daemon": 2, "sandbox": 3, "cli": 4, 
 
 # The shells: they may touch network, disk, database or clock.
 SHELLS = {
+    "relay.mail.files",
     "relay.mail.threads",
     "relay.queue.dispatch",
     "relay.queue.engine",
     "relay.queue.event_search",
     "relay.queue.move",
+    "relay.queue.move_directory",
     "relay.queue.postgres",
     "relay.queue.request",
     "relay.queue.sqlite",

@@ -149,7 +149,7 @@ def _list_queue(config: Config, *, as_json: bool) -> None:
 
 
 def _list_files(directory: Path, *, as_json: bool) -> None:
-    from relay.queue.move import read_files
+    from relay.queue.move_directory import read_files
 
     if not directory.is_dir():
         fail(f"{directory}: there is no such directory")

@@ -21,70 +21,63 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
-import os
-import secrets
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
+from relay.mail.files import sync_directory
 from relay.queue.api_state import CallsAbout, PendingCall
+from relay.queue.move_directory import (
+    NOTE,
+    Arrival,
+    Target,
+    files_of,
+    give_name,
+    held_to_read,
+    held_to_write,
+    read_arrival,
+    read_files,
+    read_whole,
+    written,
+)
 from relay.queue.move_file import (
     CALL_SUFFIX,
-    END_BYTES,
-    LONGEST_HEAD_BYTES,
     MESSAGE_SUFFIX,
     DamagedFile,
     MovedMessage,
-    end_of,
     head_of_call,
     head_of_message,
     new_stamp,
     read_call,
-    read_message,
 )
-from relay.queue.store import CHUNK_BYTES, SpoolError
+from relay.queue.store import SpoolError
 
 __all__ = [
-    "Arrival",
+    "EVENTS_AT_ONCE",
+    "REMEMBERED",
     "Came",
     "MoveResult",
     "MovingQueue",
     "Taken",
-    "Target",
     "export_queue",
     "import_queue",
-    "read_files",
 ]
+
+REMEMBERED = timedelta(days=90)
+"""How long a queue keeps the stamps of what came."""
+EVENTS_AT_ONCE = 1000
+"""Of so many events the calls are added at a time."""
 
 _BATCH = 100
 _BATCH_BYTES = 16 * 1024 * 1024
 _PATIENCE_SECONDS = 30.0
 """How long an export waits for attempts that are under way."""
 _PAUSE_SECONDS = 1.0
-_NOTE = ".relay-queue-export"
-_UNFINISHED = ".tmp"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The directory that messages go to: by the name that is in it, and by its place."""
-
-    name: str
-    place: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.place}"
-
-    def is_meant(self, noted: str) -> bool:
-        """Whether a note in a queue is of this directory."""
-        name, _, place = noted.partition(" ")
-        return name == self.name or place == self.place
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,33 +101,6 @@ class Came(Enum):
     """It had come before, or is there."""
     OTHER_THERE = auto()
     """Another message has its queue id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A message in a file that is whole. `digest`: the SHA-256 of its content."""
-
-    message: MovedMessage
-    path: Path
-    content_bytes: int
-    digest: str
-    begins: int
-
-    def content(self) -> Iterator[bytes]:
-        """The content in pieces of at most `CHUNK_BYTES`."""
-        with self.path.open("rb") as file:
-            file.seek(self.begins)
-            left = self.content_bytes
-            while left:
-                piece = file.read(min(CHUNK_BYTES, left))
-                if not piece:
-                    raise SpoolError(f"{self.path}: it has become shorter")
-                left -= len(piece)
-                yield piece
-
-    def is_same(self, other: MovedMessage, digest: str) -> bool:
-        """Whether a message of the queue, with content of this SHA-256, is the one in the file."""
-        return digest == self.digest and other.envelope == self.message.envelope
 
 
 class MovingQueue(Protocol):
@@ -202,7 +168,7 @@ async def export_queue(
     """Move all messages of a queue to files in a directory. OSError, `SpoolError`."""
     result = MoveResult()
     damaged: dict[str, str] = {}
-    with _made_ready(directory) as target:
+    with held_to_write(directory) as target:
         moved = _Export(queue, directory, target, result, damaged, progress)
         await moved.batch(await queue.unfinished(target))
         until = time.monotonic() + _PATIENCE_SECONDS
@@ -224,45 +190,6 @@ async def export_queue(
         for place in elsewhere
     ]
     return result
-
-
-@contextlib.contextmanager
-def _made_ready(directory: Path) -> Iterator[Target]:
-    """The directory, for this process alone: made if it is not there, and known to be writable."""
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-        _sync(directory.parent)
-    with _locked(directory, os.O_RDWR | os.O_CREAT) as note:
-        name = os.pread(note, 64, 0).decode("ascii", "replace").strip()
-        if not name:
-            name = secrets.token_hex(8)
-            os.pwrite(note, f"{name}\n".encode("ascii"), 0)
-            os.fsync(note)
-            _sync(directory)
-        for path in directory.glob(f"*{_UNFINISHED}"):
-            path.unlink()
-        yield Target(name, f"{socket.gethostname()}:{directory.resolve()}")
-
-
-@contextlib.contextmanager
-def _locked(directory: Path, flags: int) -> Iterator[int]:
-    fd = os.open(directory / _NOTE, flags | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SpoolError(f"{directory}: another process moves messages there") from None
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @dataclass(slots=True)
@@ -309,8 +236,8 @@ class _Export:
         if not written:
             return
         for message in written:
-            _name(self._path(message))
-        _sync(self.directory)
+            give_name(self._path(message))
+        sync_directory(self.directory)
         await self.queue.remove(written)
         self.result.moved += len(written)
         self.progress(self.result.moved)
@@ -323,7 +250,7 @@ class _Export:
         if path.exists():
             self._expect_same(path, message)
             return
-        with _unfinished(path) as write:
+        with written(path) as write:
             write(head_of_message(message))
             async for piece in self.queue.read_content(message.queue_id):
                 write(piece)
@@ -331,7 +258,7 @@ class _Export:
     def _expect_same(self, path: Path, message: MovedMessage) -> None:
         """A file that is there has to be of this very move. `SpoolError`."""
         with contextlib.suppress(DamagedFile):
-            if _read(path).message.stamp == message.stamp:
+            if read_arrival(path).message.stamp == message.stamp:
                 return
         raise SpoolError(f"{path} is there already, and is of another message")
 
@@ -340,10 +267,10 @@ class _Export:
         while calls := await self.queue.calls(about, limit=_BATCH):
             for call in calls:
                 path = self.directory / f"{_name_of(call)}{CALL_SUFFIX}"
-                with _unfinished(path) as write:
+                with written(path) as write:
                     write(head_of_call(call, new_stamp()))
-                _name(path)
-            _sync(self.directory)
+                give_name(path)
+            sync_directory(self.directory)
             await self.queue.remove_calls(calls)
 
 
@@ -353,55 +280,21 @@ def _name_of(call: PendingCall) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def _other_name(path: Path) -> Path:
-    return path.with_name(f"{path.name}{_UNFINISHED}")
-
-
-def _name(path: Path) -> None:
-    """Give a file that was written its name; one that was there before has it."""
-    with contextlib.suppress(FileNotFoundError):
-        _other_name(path).rename(path)
-
-
-@contextlib.contextmanager
-def _unfinished(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """A file under a name that no import reads, whole and synced at the end."""
-    digest = hashlib.sha256()
-    path = _other_name(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb", CHUNK_BYTES) as file:
-
-            def write(octets: bytes) -> None:
-                digest.update(octets)
-                file.write(octets)
-
-            yield write
-            file.write(end_of(digest.hexdigest()))
-            file.flush()
-            os.fdatasync(file.fileno())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
-
-
 # --- import ---------------------------------------------------------------------------------------
 
 
 async def import_queue(queue: MovingQueue, directory: Path, *, progress: Progress) -> MoveResult:
     """Bring the messages in a directory into a queue. OSError, `SpoolError`."""
     result = MoveResult()
-    with _to_read(directory):
+    with held_to_read(directory):
         batch: list[Arrival] = []
-        for path in _files(directory, MESSAGE_SUFFIX):
-            try:
-                batch.append(_read(path))
-            except DamagedFile as error:
+        for one in read_files(directory):
+            if isinstance(one, str):
                 result.left += 1
-                result.reasons.append(f"{path}: {error}; it stays there")
+                result.reasons.append(f"{one}; it stays there")
                 continue
-            size = sum(one.content_bytes for one in batch)
+            batch.append(one)
+            size = sum(each.content_bytes for each in batch)
             if len(batch) >= _BATCH or size >= _BATCH_BYTES:
                 await _add(queue, directory, batch, result)
                 progress(result.moved)
@@ -410,61 +303,8 @@ async def import_queue(queue: MovingQueue, directory: Path, *, progress: Progres
         progress(result.moved)
         await _add_calls(queue, directory, result)
         if not result.left and not result.reasons:
-            (directory / _NOTE).unlink(missing_ok=True)
+            (directory / NOTE).unlink(missing_ok=True)
     return result
-
-
-@contextlib.contextmanager
-def _to_read(directory: Path) -> Iterator[None]:
-    if not directory.is_dir():
-        raise SpoolError(f"{directory}: there is no such directory")
-    with _locked(directory, os.O_RDWR | os.O_CREAT):
-        yield
-
-
-def _files(directory: Path, suffix: str) -> list[Path]:
-    """The files of a directory, oldest message first."""
-    return sorted(path for path in directory.glob(f"*{suffix}") if path.is_file())
-
-
-def read_files(directory: Path) -> Iterator[Arrival | str]:
-    """The messages in a directory, and what is wrong with a file that is damaged."""
-    for path in _files(directory, MESSAGE_SUFFIX):
-        try:
-            yield _read(path)
-        except DamagedFile as error:
-            yield f"{path}: {error}"
-
-
-def _read(path: Path) -> Arrival:
-    """A message whose file is whole. `DamagedFile`."""
-    head, content_bytes, digest = _whole(path)
-    message = read_message(head)
-    if path.name != f"{message.queue_id}{MESSAGE_SUFFIX}":
-        raise DamagedFile(f"it is of the message {message.queue_id}: its name is wrong")
-    return Arrival(message, path, content_bytes, digest, len(head))
-
-
-def _whole(path: Path) -> tuple[bytes, int, str]:
-    """The first line of a file, the size of what follows, and the SHA-256 of that."""
-    whole, content = hashlib.sha256(), hashlib.sha256()
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.readline(LONGEST_HEAD_BYTES)
-        content_bytes = left = size - len(head) - END_BYTES
-        if left < 0 or not head.endswith(b"\n"):
-            raise DamagedFile("it is cut short")
-        whole.update(head)
-        while left:
-            piece = file.read(min(CHUNK_BYTES, left))
-            if not piece:
-                raise DamagedFile("it is cut short")
-            left -= len(piece)
-            whole.update(piece)
-            content.update(piece)
-        if file.read() != end_of(whole.hexdigest()):
-            raise DamagedFile("its SHA-256 is another: it is damaged, or cut short")
-    return head, content_bytes, content.hexdigest()
 
 
 async def _add(
@@ -483,16 +323,16 @@ async def _add(
         else:
             one.path.unlink()
             result.moved += 1
-    _sync(directory)
+    sync_directory(directory)
 
 
 async def _add_calls(queue: MovingQueue, directory: Path, result: MoveResult) -> None:
-    for path in _files(directory, CALL_SUFFIX):
+    for path in files_of(directory, CALL_SUFFIX):
         try:
-            call, stamp = read_call(_whole(path)[0])
+            call, stamp = read_call(read_whole(path)[0])
         except DamagedFile as error:
             result.reasons.append(f"{path}: {error}; it stays there")
             continue
         await queue.add_call(call, stamp)
         path.unlink()
-    _sync(directory)
+    sync_directory(directory)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,11 @@ __all__ = [
     "MovedMessage",
     "MovedRecipient",
     "MovedReport",
-    "check_rows",
     "end_of",
     "head_of_call",
     "head_of_message",
     "new_stamp",
+    "part_damaged",
     "read_call",
     "read_message",
     "said_of_leaving",
@@ -117,6 +117,24 @@ class MovedMessage:
             for one in self.recipients
         )
         return self.reverse_path, [one.address for one in recipients]
+
+    @property
+    def recipient_rows(self) -> list[tuple[object, ...]]:
+        """Rows of an engine's table `recipient`, but for a lease: queue_id, idx, domain, state,
+        place, due, data.
+        """
+        return [
+            (self.queue_id, one.index, one.domain, one.state, *stands(one), one.data)
+            for one in self.recipients
+        ]
+
+    @property
+    def report_rows(self) -> list[tuple[object, ...]]:
+        """Rows of `owed`: queue_id, idx, is_done, since, report_after, data."""
+        return [
+            (self.queue_id, one.index, one.is_done, one.since, one.report_after, one.data)
+            for one in self.reports
+        ]
 
 
 def new_stamp() -> str:
@@ -271,6 +289,22 @@ def check_rows(message: MovedMessage) -> None:
         pending_change(recipients[one.index], one.data, is_done=one.is_done)
     if not recipients:
         raise BadRow("it has no recipient")
+
+
+def part_damaged(
+    messages: Iterable[MovedMessage],
+) -> tuple[list[MovedMessage], dict[str, str]]:
+    """The messages whose rows can be read, and of each other, by queue id, why not."""
+    whole: list[MovedMessage] = []
+    damaged: dict[str, str] = {}
+    for message in messages:
+        try:
+            check_rows(message)
+        except BadRow as error:
+            damaged[message.queue_id] = str(error)
+        else:
+            whole.append(message)
+    return whole, damaged
 
 
 def stands(one: MovedRecipient) -> tuple[Place, int | None]:

@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+from relay.mail.files import sync_directory
+
 __all__ = [
     "SecretFileError",
     "Stamp",
@@ -139,7 +141,7 @@ def replace_secret(path: str, secret: str) -> None:
         finally:
             os.close(fd)
         os.rename(beside, whole)
-        _sync_directory(whole.parent)
+        sync_directory(whole.parent)
 
 
 def _read(path: str, most: int) -> str:
@@ -185,11 +187,3 @@ def _owned_as(fd: int, directory: Path) -> None:
     with suppress(OSError):
         owner = directory.stat()
         os.fchown(fd, owner.st_uid, owner.st_gid)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -17,6 +17,7 @@ __all__ = [
     "FINISHED_RECIPIENTS",
     "NEW_EVENTS",
     "NEW_MESSAGES",
+    "NEW_PENDING",
     "NEW_RECIPIENTS",
     "ONCE",
     "columns",
@@ -37,6 +38,9 @@ NEW_EVENTS = """INSERT INTO relay.event
     (node, seq, at, name, queue_id, sender, recipient, id, line)
     SELECT {8}::integer, * FROM unnest({0}::bigint[], {1}::bigint[], {2}::text[], {3}::text[],
         {4}::text[], {5}::text[], {6}::text[], {7}::text[])"""
+NEW_PENDING = """INSERT INTO relay.owed (queue_id, idx, is_done, since, report_after, data)
+    SELECT * FROM unnest({0}::text[], {1}::integer[], {2}::boolean[], {3}::bigint[], {4}::bigint[],
+        {5}::text[])"""
 COUNTED = """INSERT INTO relay.counted (recipient_domain, sender_domain, hour, result,
         protection, policy, reason, number)
     SELECT * FROM unnest({0}::text[], {1}::text[], {2}::integer[], {3}::text[], {4}::text[],

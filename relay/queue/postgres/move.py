@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import sha256
 from time import monotonic
 from typing import Any, Self
 
 from relay.queue.api_state import CallsAbout, PendingCall
-from relay.queue.move import Arrival, Came, Taken, Target
+from relay.queue.move import EVENTS_AT_ONCE, REMEMBERED, Came, Taken
+from relay.queue.move_directory import Arrival, Target
 from relay.queue.move_file import (
     MovedMessage,
     MovedRecipient,
     MovedReport,
-    check_rows,
     new_stamp,
+    part_damaged,
     stands,
 )
 from relay.queue.postgres.api_state import UnseenEvents, add_calls_about, unseen_events
 from relay.queue.postgres.commit import SAFE_COMMIT
 from relay.queue.postgres.connection import Db, Link, Server
+from relay.queue.postgres.inserts import (
+    NEW_MESSAGES,
+    NEW_PENDING,
+    NEW_RECIPIENTS,
+    columns,
+    numbered,
+)
 from relay.queue.postgres.lease import ask_to_give_back, others_that_hold
 from relay.queue.postgres.reader import Reader
 from relay.queue.postgres.schema import CLAIMED, LEAVING, migrate
 from relay.queue.postgres.staging import INLINE_BYTES
-from relay.queue.rows import BadRow, micros, moment
+from relay.queue.rows import micros, moment
 
 __all__ = ["PostgresMove"]
 
@@ -40,9 +48,6 @@ _GIVE_BACK_SECONDS = 3.0
 _GLANCE_SECONDS = 0.05
 _LOST_SECONDS = 10.0
 """A lease that has been over for so long while we look is lost."""
-_REMEMBERED = timedelta(days=90)
-"""How long the stamps of what came are kept."""
-_EVENTS = 1000
 
 
 class PostgresMove:
@@ -60,7 +65,7 @@ class PostgresMove:
         try:
             await moving._link.ask(migrate)
             now = await moving._link.ask(_now)
-            await moving._link.ask(_forget_stamps, micros(now - _REMEMBERED))
+            await moving._link.ask(_forget_stamps, micros(now - REMEMBERED))
         except BaseException:
             await moving.close()
             raise
@@ -109,8 +114,7 @@ class PostgresMove:
 
     async def leaving_elsewhere(self, target: Target) -> list[str]:
         """Other directories that messages are leaving for."""
-        noted = await self._link.ask(_targets)
-        return [one.partition(" ")[2] for one in noted if not target.is_meant(one)]
+        return target.other_places(await self._link.ask(_targets))
 
     async def count_messages(self) -> int:
         """How many messages there are."""
@@ -128,7 +132,7 @@ class PostgresMove:
         """The next calls that no node is making; first those about events of nodes that are not
         there any more.
         """
-        while (found := await self._link.ask(unseen_events, _EVENTS, None)) is not None:
+        while (found := await self._link.ask(unseen_events, EVENTS_AT_ONCE, None)) is not None:
             await self._link.ask(_add_calls_about, found, about(found.webhooks, found.events))
         return await self._link.ask(_free_calls, limit)
 
@@ -174,33 +178,37 @@ _MESSAGE = "queue_id, reverse_path, arrived, size_bytes, data"
 async def _rows_of(db: Db, messages: Sequence[Any], stamps: dict[str, str]) -> list[MovedMessage]:
     """Messages of their rows, with recipients and reports."""
     ids = [row[0] for row in messages]
-    recipients: dict[str, list[MovedRecipient]] = {queue_id: [] for queue_id in ids}
-    reports: dict[str, list[MovedReport]] = {queue_id: [] for queue_id in ids}
-    for queue_id, *columns in await db.fetch(
+    recipients = await db.fetch(
         "SELECT queue_id, idx, domain, state, due, data FROM relay.recipient"
         " WHERE queue_id = ANY($1) ORDER BY queue_id, idx",
         ids,
-    ):
-        recipients[queue_id].append(MovedRecipient(*columns))
-    for queue_id, *columns in await db.fetch(
+    )
+    reports = await db.fetch(
         "SELECT queue_id, idx, is_done, since, report_after, data FROM relay.owed"
         " WHERE queue_id = ANY($1) ORDER BY queue_id, idx, is_done",
         ids,
-    ):
-        reports[queue_id].append(MovedReport(*columns))
+    )
+    recipients_of, reports_of = _by_message(recipients), _by_message(reports)
     return [
         MovedMessage(
-            row["queue_id"],
-            stamps[row["queue_id"]],
-            row["reverse_path"],
-            row["arrived"],
-            row["size_bytes"],
-            row["data"],
-            tuple(recipients[row["queue_id"]]),
-            tuple(reports[row["queue_id"]]),
+            queue_id,
+            stamps[queue_id],
+            reverse_path,
+            arrived,
+            size_bytes,
+            data,
+            tuple(MovedRecipient(*row) for row in recipients_of.get(queue_id, ())),
+            tuple(MovedReport(*row) for row in reports_of.get(queue_id, ())),
         )
-        for row in messages
+        for queue_id, reverse_path, arrived, size_bytes, data in messages
     ]
+
+
+def _by_message(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for queue_id, *row in rows:
+        found.setdefault(queue_id, []).append(row)
+    return found
 
 
 async def _unfinished(db: Db, target: Target) -> list[MovedMessage]:
@@ -226,15 +234,8 @@ async def _take(db: Db, target: Target, after: str, limit: int) -> Taken:
         until = rows[-1][0] if len(rows) == limit else None
         busy = await _tried(db, [row[0] for row in rows])
         free = [row for row in rows if row[0] not in busy]
-        taken: list[MovedMessage] = []
-        damaged: dict[str, str] = {}
-        for message in await _rows_of(db, free, {row[0]: new_stamp() for row in free}):
-            try:
-                check_rows(message)
-            except BadRow as error:
-                damaged[message.queue_id] = str(error)
-            else:
-                taken.append(message)
+        stamps = {row[0]: new_stamp() for row in free}
+        taken, damaged = part_damaged(await _rows_of(db, free, stamps))
         ids = [one.queue_id for one in taken]
         await db.execute(
             "INSERT INTO relay.leaving (queue_id, stamp, target)"
@@ -351,11 +352,8 @@ async def _meet(db: Db, one: Arrival, there: Any) -> Came:
         await _put_back(db, message)
         return Came.BEFORE
     [known] = await _rows_of(db, [there], {message.queue_id: ""})
-    try:
-        if one.is_same(known, await _digest(db, message.queue_id)):
-            return Came.BEFORE
-    except BadRow:
-        pass
+    if one.is_same(known, await _digest(db, message.queue_id)):
+        return Came.BEFORE
     await db.execute(
         "DELETE FROM relay.imported WHERE queue_id = $1 AND stamp = $2",
         message.queue_id,
@@ -386,9 +384,7 @@ async def _insert(db: Db, arrivals: Sequence[Arrival]) -> None:
     for one in arrivals:
         message = one.message
         in_pieces = one.content_bytes > INLINE_BYTES
-        await db.execute(
-            "INSERT INTO relay.message (queue_id, arrived, size_bytes, recipients, in_pieces,"
-            " reverse_path, data, content) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        row = (
             message.queue_id,
             message.arrived,
             message.size_bytes,
@@ -398,42 +394,17 @@ async def _insert(db: Db, arrivals: Sequence[Arrival]) -> None:
             message.data,
             None if in_pieces else b"".join(one.content()),
         )
+        await db.execute(numbered(NEW_MESSAGES, 1, 8), *columns([row], 8))
         offset = 0
         for piece in one.content() if in_pieces else ():
             await db.execute(
                 "INSERT INTO relay.content VALUES ($1, $2, $3)", message.queue_id, offset, piece
             )
             offset += len(piece)
-    await _insert_recipients(db, arrivals)
-
-
-async def _insert_recipients(db: Db, arrivals: Sequence[Arrival]) -> None:
-    recipients = [
-        (one.message.queue_id, each.index, each.domain, each.state, *stands(each), each.data)
-        for one in arrivals
-        for each in one.message.recipients
-    ]
-    await db.execute(
-        "INSERT INTO relay.recipient (queue_id, idx, domain, state, place, due, data)"
-        " SELECT * FROM unnest($1::text[], $2::integer[], $3::text[], $4::smallint[],"
-        " $5::smallint[], $6::bigint[], $7::text[])",
-        *_columns(recipients, 7),
-    )
-    reports = [
-        (one.message.queue_id, each.index, each.is_done, each.since, each.report_after, each.data)
-        for one in arrivals
-        for each in one.message.reports
-    ]
-    await db.execute(
-        "INSERT INTO relay.owed (queue_id, idx, is_done, since, report_after, data)"
-        " SELECT * FROM unnest($1::text[], $2::integer[], $3::boolean[], $4::bigint[],"
-        " $5::bigint[], $6::text[])",
-        *_columns(reports, 6),
-    )
-
-
-def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
-    return [[row[number] for row in rows] for number in range(width)]
+    recipients = [row for one in arrivals for row in one.message.recipient_rows]
+    await db.execute(numbered(NEW_RECIPIENTS, 1, 8), *columns(recipients, 7), None)
+    reports = [row for one in arrivals for row in one.message.report_rows]
+    await db.execute(numbered(NEW_PENDING, 1, 6), *columns(reports, 6))
 
 
 async def _add_calls_about(db: Db, unseen: UnseenEvents, calls: Sequence[PendingCall]) -> None:

@@ -21,6 +21,7 @@ from relay.queue.postgres.inserts import (
     FINISHED_RECIPIENTS,
     NEW_EVENTS,
     NEW_MESSAGES,
+    NEW_PENDING,
     NEW_RECIPIENTS,
     columns,
     numbered,
@@ -42,9 +43,6 @@ AWAITED = (
 )
 """An attempt that a pending report (a row of `owed`) waits for."""
 
-_PENDING = """INSERT INTO relay.owed (queue_id, idx, is_done, since, report_after, data)
-    SELECT * FROM unnest($1::text[], $2::integer[], $3::boolean[], $4::bigint[], $5::bigint[],
-        $6::text[])"""
 _UPDATE = f"""UPDATE relay.recipient SET state = new.state, place = new.place, due = new.due,
         data = new.data, lease = NULL
     FROM unnest($1::text[], $2::integer[], $3::smallint[], $4::smallint[], $5::bigint[],
@@ -144,7 +142,7 @@ class Tables:
         await _lock(db, [*perhaps_done, *(row[0] for one in rows for row in one.pending)])
         await self._update(db, rows)
         if pending := joined(one.pending for one in rows):
-            await db.execute(_PENDING, *columns(pending, 6))
+            await db.execute(numbered(NEW_PENDING, 1, 6), *columns(pending, 6))
         await _strike_out(db, joined(one.reported for one in rows))
         await remove_if_done(db, perhaps_done)
         events = [event for one in rows for event in one.events]

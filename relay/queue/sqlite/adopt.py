@@ -32,8 +32,9 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
+from relay.mail.files import sync_directory
 from relay.queue.sqlite.disk import DATABASE, Spool, is_full, open_writer
-from relay.queue.sqlite.files import CONTENT, link_all, sync_directory
+from relay.queue.sqlite.files import CONTENT, link_all
 from relay.queue.sqlite.schema import migrate
 from relay.queue.store import SpoolError
 

@@ -26,8 +26,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from zlib import crc32
 
+from relay.mail.files import sync_directory, write_all
 from relay.queue.sqlite.disk import Spool, translated
-from relay.queue.sqlite.files import CONTENT, create, sync_directory, write_all
+from relay.queue.sqlite.files import CONTENT, create
 from relay.queue.store import QueueFull, SpoolError
 
 __all__ = ["Contents"]

@@ -25,7 +25,8 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
-from relay.queue.sqlite.files import make_directories, sync_directory
+from relay.mail.files import sync_directory
+from relay.queue.sqlite.files import make_directories
 from relay.queue.sqlite.schema import APPLICATION_ID, MIGRATIONS, version_of
 from relay.queue.store import QueueFull, SpoolError
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from relay.mail.files import sync_directory, write_all
 from relay.queue.store import CHUNK_BYTES, SpoolError
 
 __all__ = [
@@ -19,8 +20,6 @@ __all__ = [
     "link_all",
     "make_directories",
     "read_piece",
-    "sync_directory",
-    "write_all",
     "write_whole",
 ]
 
@@ -77,22 +76,6 @@ def create(path: Path) -> int:
         )
     except FileExistsError:
         raise SpoolError(f"{path.name}: another message has this queue id") from None
-
-
-def write_all(fd: int, octets: bytes) -> None:
-    """Write all of it, however many calls that takes."""
-    left = memoryview(octets)
-    while left:
-        left = left[os.write(fd, left) :]
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names of the files in a directory durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def make_directories(directory: Path) -> None:

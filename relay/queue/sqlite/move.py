@@ -17,30 +17,28 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Self, TypeVar
 
+from relay.mail.files import sync_directory
 from relay.queue.api_state import CallsAbout, PendingCall
-from relay.queue.move import Arrival, Came, Taken, Target
+from relay.queue.move import EVENTS_AT_ONCE, REMEMBERED, Came, Taken
+from relay.queue.move_directory import Arrival, Target
 from relay.queue.move_file import (
     MovedMessage,
     MovedRecipient,
     MovedReport,
-    check_rows,
     new_stamp,
+    part_damaged,
     stands,
 )
 from relay.queue.request import Request
-from relay.queue.rows import BadRow, micros
+from relay.queue.rows import micros
 from relay.queue.sqlite.adopt import orphans
 from relay.queue.sqlite.disk import DATABASE
-from relay.queue.sqlite.files import CONTENT, read_piece, sync_directory, write_whole
+from relay.queue.sqlite.files import CONTENT, read_piece, write_whole
 from relay.queue.sqlite.schema import LEAVING
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, QueueFull, SpoolError
 
 __all__ = ["SqliteMove"]
-
-_REMEMBERED = timedelta(days=90)
-"""How long the stamps of what came are kept."""
-_EVENTS = 1000
 
 T = TypeVar("T")
 
@@ -65,7 +63,7 @@ class SqliteMove:
             directory, now=now, max_wait=timedelta(days=3650), adopting=found
         )
         moving = cls(store)
-        await moving._write(_forget_stamps, micros(now - _REMEMBERED))
+        await moving._write(_forget_stamps, micros(now - REMEMBERED))
         return moving
 
     async def close(self) -> None:
@@ -106,8 +104,7 @@ class SqliteMove:
 
     async def leaving_elsewhere(self, target: Target) -> list[str]:
         """Other directories that messages are leaving for."""
-        noted = await self._write(_targets)
-        return [one.partition(" ")[2] for one in noted if not target.is_meant(one)]
+        return target.other_places(await self._write(_targets))
 
     async def count_messages(self) -> int:
         """How many messages there are."""
@@ -131,7 +128,7 @@ class SqliteMove:
         webhooks = await state.webhooks()
         while webhooks:
             seen = max(await state.calls_seen(), min(one.since for one in webhooks))
-            events = await self._store.events_after(seen, limit=_EVENTS)
+            events = await self._store.events_after(seen, limit=EVENTS_AT_ONCE)
             if not events:
                 break
             await state.add_calls(about(webhooks, events), seen=events[-1].seq)
@@ -168,8 +165,13 @@ def _forget_stamps(db: sqlite3.Connection, before: int) -> None:
     db.execute("DELETE FROM imported WHERE at < ?", (before,))
 
 
-def _rows(db: sqlite3.Connection, message: Sequence[object], stamp: str) -> MovedMessage:
-    """A message of its row: queue_id, reverse_path, arrived, size_bytes, data."""
+_MESSAGE = "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message"
+
+
+def _rows(
+    db: sqlite3.Connection, message: tuple[str, str, int, int, str], stamp: str
+) -> MovedMessage:
+    """A message of its row in `_MESSAGE`. What is damaged `part_damaged` refuses."""
     queue_id, reverse_path, arrived, size_bytes, data = message
     recipients = db.execute(
         "SELECT idx, domain, state, due, data FROM recipient WHERE queue_id = ? ORDER BY idx",
@@ -181,21 +183,18 @@ def _rows(db: sqlite3.Connection, message: Sequence[object], stamp: str) -> Move
         (queue_id,),
     )
     return MovedMessage(
-        queue_id,  # type: ignore[arg-type]  # what is damaged `check_rows` refuses
+        queue_id,
         stamp,
-        reverse_path,  # type: ignore[arg-type]
-        arrived,  # type: ignore[arg-type]
-        size_bytes,  # type: ignore[arg-type]
-        data,  # type: ignore[arg-type]
+        reverse_path,
+        arrived,
+        size_bytes,
+        data,
         tuple(MovedRecipient(*row) for row in recipients),
         tuple(
             MovedReport(index, bool(is_done), since, report_after, text)
             for index, is_done, since, report_after, text in reports
         ),
     )
-
-
-_MESSAGE = "SELECT queue_id, reverse_path, arrived, size_bytes, data FROM message"
 
 
 def _unfinished(db: sqlite3.Connection, target: Target) -> list[MovedMessage]:
@@ -214,16 +213,7 @@ def _take(db: sqlite3.Connection, target: Target, after: str, limit: int) -> Tak
         " ORDER BY queue_id LIMIT ?",
         (after, limit),
     ).fetchall()
-    taken: list[MovedMessage] = []
-    damaged: dict[str, str] = {}
-    for row in rows:
-        message = _rows(db, row, new_stamp())
-        try:
-            check_rows(message)
-        except BadRow as error:
-            damaged[message.queue_id] = str(error)
-        else:
-            taken.append(message)
+    taken, damaged = part_damaged(_rows(db, row, new_stamp()) for row in rows)
     db.executemany(
         "INSERT INTO leaving VALUES (?, ?, ?)",
         [(one.queue_id, one.stamp, str(target)) for one in taken],
@@ -280,17 +270,13 @@ def _come(db: sqlite3.Connection, directory: Path, one: Arrival, now: int) -> Ca
     ).fetchone()
     leaving = db.execute("SELECT stamp FROM leaving WHERE queue_id = ?", (queue_id,)).fetchone()
     if there is not None and leaving != (stamp,):
-        *row, in_file, content = there
-        digest = (
-            _digest(directory / CONTENT / queue_id, row[3])
-            if in_file
-            else (sha256(content).hexdigest())
-        )
-        try:
-            is_same = one.is_same(_rows(db, row, stamp), digest)
-        except BadRow:
-            is_same = False
-        if not is_same:
+        known = _rows(db, there[:5], stamp)
+        in_file, content = there[5:]
+        if in_file:
+            digest = _digest(directory / CONTENT / queue_id, known.size_bytes)
+        else:
+            digest = sha256(content).hexdigest()
+        if not one.is_same(known, digest):
             return Came.OTHER_THERE
     db.execute("INSERT INTO imported VALUES (?, ?, ?)", (queue_id, stamp, now))
     if there is not None:
@@ -328,18 +314,9 @@ def _insert(db: sqlite3.Connection, directory: Path, one: Arrival) -> None:
     )
     db.executemany(
         "INSERT INTO recipient VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [
-            (message.queue_id, each.index, each.domain, each.state, *stands(each), each.data)
-            for each in message.recipients
-        ],
+        message.recipient_rows,
     )
-    db.executemany(
-        "INSERT INTO owed VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (message.queue_id, each.index, each.is_done, each.since, each.report_after, each.data)
-            for each in message.reports
-        ],
-    )
+    db.executemany("INSERT INTO owed VALUES (?, ?, ?, ?, ?, ?)", message.report_rows)
 
 
 def _add_call(db: sqlite3.Connection, call: PendingCall, stamp: str, now: int) -> None:

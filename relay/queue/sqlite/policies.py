@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import quote
 
+from relay.mail.files import sync_directory
 from relay.queue.policies import StoredPolicy, policies_of_rows
 from relay.queue.rows import micros
-from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import Migration, migrate
 from relay.queue.store import SpoolError
 

@@ -35,8 +35,9 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from relay.mail.files import sync_directory
 from relay.queue.due import Place
-from relay.queue.sqlite.files import CONTENT, sync_directory, write_whole
+from relay.queue.sqlite.files import CONTENT, write_whole
 from relay.queue.store import SpoolError
 
 __all__ = [

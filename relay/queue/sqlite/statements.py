@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from relay.mail.event import Event
+from relay.mail.files import sync_directory
 from relay.queue.batch import Row, joined
 from relay.queue.numbering import EventNumbers
 from relay.queue.request import Refused, Request, answer_settled, settled_messages
 from relay.queue.rows import FINAL_NUMBER
-from relay.queue.sqlite.files import sync_directory
 from relay.queue.sqlite.schema import ASIDE, CLAIMED
 from relay.queue.sqlite.statistics import CommitCounts
 from relay.queue.sqlite.tls_sessions import SessionCounter, finish_reports

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Protocol
 
 from relay.mail.event import Event
+from relay.mail.files import sync_directory, write_all
 
 __all__ = ["OUTPUTS", "DeliveryLog", "EventSource", "LostEvents", "NumberedEvent"]
 
@@ -283,7 +284,8 @@ class _LogFile:
         self._is_regular = stat.S_ISREG(facts.st_mode)
         if self._is_regular:
             # Without this a power cut could remove the new file, though its content was synced.
-            _sync_directory(self.path.parent)
+            with contextlib.suppress(OSError):  # not every file system can sync a directory
+                sync_directory(self.path.parent)
         return fd
 
     def _was_moved(self) -> bool:
@@ -296,13 +298,13 @@ class _LogFile:
 
     def _write(self, fd: int, data: bytes) -> None:
         if not self._is_regular:
-            _write_all(fd, data)
+            write_all(fd, data)
             return
         with _locked(fd):
             size = _mend(fd)
             self._unsynced = True
             try:
-                _write_all(fd, data)
+                write_all(fd, data)
             except OSError:
                 # No other worker writes while this one has the lock: all beyond `size` is torn.
                 with contextlib.suppress(OSError):
@@ -322,26 +324,11 @@ class _LogFile:
         self._unsynced = False
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 def _fdatasync(fd: int) -> None:
     try:
         os.fdatasync(fd)
     except OSError as exc:
         raise _NotSynced(*exc.args) from exc
-
-
-def _sync_directory(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can sync a directory
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 @contextlib.contextmanager
@@ -387,5 +374,5 @@ def _mend(fd: int) -> int:
             pass
         else:
             return size - len(torn)
-    _write_all(fd, b"\n")
+    write_all(fd, b"\n")
     return os.fstat(fd).st_size

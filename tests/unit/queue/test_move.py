@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.admin.webhook_calls import calls_about
-from relay.queue import move
+from relay.queue import move, move_directory
 from relay.queue.api_state import PendingCall
 from relay.queue.engine import WORKER_SPOOL
 from relay.queue.entry import State
@@ -141,7 +141,12 @@ class Dying:
         return call
 
 
-STEPS = ("_name", "_sync", "_other_name")
+STEPS = (
+    (move, "give_name"),
+    (move, "sync_directory"),
+    (move_directory, "sync_directory"),
+    (move_directory, "_other_name"),
+)
 
 
 @pytest.mark.parametrize("at", range(1, 33) if LONG else (1, 2, 4, 7, 9, 10, 13, 20, 32))
@@ -152,8 +157,8 @@ async def test_export_killed_at_any_step_and_run_again_loses_and_doubles_nothing
     await filled(tmp_path / "a")
     dying = Dying(at)
     with monkeypatch.context() as patched:
-        for name in STEPS:
-            patched.setattr(move, name, dying.before(getattr(move, name)))
+        for module, name in STEPS:
+            patched.setattr(module, name, dying.before(getattr(module, name)))
         for name in ("take", "remove"):
             patched.setattr(SqliteMove, name, dying.before(getattr(SqliteMove, name)))
         with pytest.raises(Crash):
@@ -338,7 +343,7 @@ async def test_queue_in_use_is_not_moved_and_its_user_is_named(tmp_path: Path) -
 async def test_second_move_of_a_directory_is_refused(tmp_path: Path) -> None:
     await filled(tmp_path / "a")
     await filled(tmp_path / "b")
-    with move._made_ready(tmp_path / "files"):
+    with move_directory.held_to_write(tmp_path / "files"):
         with pytest.raises(SpoolError, match="another process moves messages there"):
             await exported(tmp_path / "a", tmp_path / "files")
         with pytest.raises(SpoolError, match="another process moves messages there"):
