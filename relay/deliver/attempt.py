@@ -30,7 +30,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 
 from relay.deliver import negotiate
-from relay.deliver.connection import Connection, require_claim
+from relay.deliver.connection import Connection
 from relay.deliver.destinations import (
     Destinations,
     NotNow,
@@ -57,6 +57,7 @@ from relay.deliver.signing import Signer
 from relay.deliver.sts_policies import PolicyPending
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
+from relay.deliver.transfer import require_claim
 from relay.mail.outcome import Code, Deferred, HopPolicy, Outcome
 from relay.mail.record import replace
 from relay.mail.tls_session import TlsSession

@@ -4,7 +4,7 @@ This module decides between "later" and "never", so that the rules can be read i
 and tested as a table. (`relay.route.security` decides how secure a session has to be.)
 
     what happened                          another host left    last host
-    no connection, timeout, lost, garbled  next host            Deferred 4.4.1 or 4.4.2
+    no connection, timeout, lost, no reply next host            Deferred 4.4.1 or 4.4.2
     5yz to the greeting, EHLO or AUTH      next host            Deferred; 535 to AUTH: 4.7.8
     4yz to anything                        next host            Deferred
     5yz to MAIL, RCPT, DATA or content     Bounced              Bounced

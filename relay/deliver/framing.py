@@ -1,7 +1,7 @@
 """The bytes of SMTP as a client sees them: replies in, content out. No I/O.
 
 `ReplyReader` reads replies from a stream that is cut anywhere (RFC 5321 §4.2), in
-bounded memory. Text that is no reply raises `Garbled`. `DotStuffing` prepares content
+bounded memory. Text that is no reply raises `BadReply`. `DotStuffing` prepares content
 for DATA (RFC 5321 §4.5.2), piece by piece.
 """
 
@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from relay.mail.reply import Reply, parse_reply
 
-__all__ = ["MAX_LINE_BYTES", "MAX_REPLY_BYTES", "DotStuffing", "Garbled", "ReplyReader"]
+__all__ = ["MAX_LINE_BYTES", "MAX_REPLY_BYTES", "BadReply", "DotStuffing", "ReplyReader"]
 
 MAX_LINE_BYTES = 8 * 1024
 """RFC 5321 §4.5.3.1.5 allows 512; real hosts send more."""
@@ -29,7 +29,7 @@ _LF_DOT = re.compile(rb"\n\.").search
 _CR_DOT = re.compile(rb"\r\.").search
 
 
-class Garbled(Exception):
+class BadReply(Exception):
     """The peer's text is no reply. `str()` says what is wrong, for a person."""
 
 
@@ -41,7 +41,7 @@ class ReplyReader:
         self._lines: list[bytes] = []
         self._code = b""
         self._bytes = 0
-        self._garbled: Garbled | None = None
+        self._error: BadReply | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -51,16 +51,16 @@ class ReplyReader:
     def reset(self) -> None:
         """Forget all that came."""
         self.buffer.clear()
-        self._lines, self._code, self._bytes, self._garbled = [], b"", 0, None
+        self._lines, self._code, self._bytes, self._error = [], b"", 0, None
 
     def take(self) -> Reply | None:
         """The next reply, if all of it has come.
 
-        Raises `Garbled` for text that cannot become a reply, and at each later call: it would be
+        Raises `BadReply` for text that cannot become a reply, and at each later call: it would be
         unknown which command the next line belongs to.
         """
-        if self._garbled is not None:
-            raise self._garbled
+        if self._error is not None:
+            raise self._error
         if not self._lines:
             end = self.buffer.find(b"\n", 0, MAX_LINE_BYTES)
             if end < 0 and len(self.buffer) <= MAX_LINE_BYTES:
@@ -70,8 +70,8 @@ class ReplyReader:
                 return reply
         try:
             return self._take()
-        except Garbled as garbled:
-            self._garbled = garbled
+        except BadReply as error:
+            self._error = error
             raise
 
     def _take(self) -> Reply | None:
@@ -82,9 +82,9 @@ class ReplyReader:
                 or not (code.isdigit() and b"100" <= code <= b"599")
                 or mark not in (b"", b" ", b"-")
             ):
-                raise Garbled(f"not a reply: {_shown(line)}")
+                raise BadReply(f"not a reply: {_shown(line)}")
             if self._lines and code[:1] != self._code[:1]:
-                raise Garbled(f"a reply of two minds: {_shown(self._code)} and {_shown(line)}")
+                raise BadReply(f"a reply of two minds: {_shown(self._code)} and {_shown(line)}")
             # RFC 5321 §4.2.1 wants one code on all lines; where they differ the last one counts.
             self._code = code
             self._lines.append(line[4:])
@@ -96,7 +96,7 @@ class ReplyReader:
         end = self.buffer.find(b"\n")
         length = end if end >= 0 else len(self.buffer)
         if length > MAX_LINE_BYTES or self._bytes + length > MAX_REPLY_BYTES:
-            raise Garbled("a reply without end")
+            raise BadReply("a reply without end")
         if end < 0:
             return None
         line = bytes(self.buffer[:end])

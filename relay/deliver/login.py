@@ -16,8 +16,9 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from relay.deliver.connection import Connection, SessionBroken
+from relay.deliver.connection import Connection
 from relay.deliver.diagnosis import Answer, Stage, shown
+from relay.deliver.dialogue import SessionBroken
 from relay.mail.reply import Reply
 from relay.route.credentials import CredentialsError
 from relay.route.next_hop import Credentials, Host, NextHop

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from relay.deliver.connection import Connection, SessionBroken, TlsResult
+from relay.deliver.connection import Connection, TlsResult
 from relay.deliver.diagnosis import NO_REQUIRETLS, Answer, Stage
+from relay.deliver.dialogue import SessionBroken
 from relay.deliver.login import Logins, log_in, why_not_now
 from relay.deliver.options import Timeouts
 from relay.deliver.pool import pool_key

@@ -12,8 +12,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from relay.deliver.connection import Connection, SessionBroken, TlsResult
+from relay.deliver.connection import Connection, TlsResult
 from relay.deliver.diagnosis import Answer, Stage, judge
+from relay.deliver.dialogue import SessionBroken
 from relay.deliver.negotiate import SessionOptions
 from relay.deliver.tls import HopFilesError
 from relay.mail.outcome import CertificateFacts, VerifiedBy

@@ -1,4 +1,4 @@
-"""The transport to one mail host: aiosmtplib's protocol with the relay's own reader of replies.
+"""The transport to one mail host: aiosmtplib's protocol, with another reader of replies.
 
 Of the library's `SMTPProtocol` these private parts are used, each with a test
 (tests/unit/deliver/test_protocol.py), so that a release that changes one is noticed:
@@ -20,13 +20,12 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import cast
 
 from aiosmtplib import SMTPException, SMTPReadTimeoutError, SMTPServerDisconnected
 from aiosmtplib.protocol import SMTPProtocol
 from aiosmtplib.response import SMTPResponse
 
-from relay.deliver.framing import MAX_REPLY_BYTES, Garbled, ReplyReader
+from relay.deliver.framing import MAX_REPLY_BYTES, BadReply, ReplyReader
 from relay.deliver.transaction import is_clean
 from relay.mail.reply import Reply
 
@@ -36,12 +35,12 @@ try:
 except ImportError:  # pragma: no cover - not on every system
     fcntl = termios = None  # type: ignore[assignment]
 
-__all__ = ["LOST", "ClientProtocol", "SourceAddressError", "connect", "error_text"]
+__all__ = ["CONNECTION_ERRORS", "ClientProtocol", "SourceAddressError", "connect", "error_text"]
 
-_FAREWELL_SECONDS = 1.0
+_QUIT_SECONDS = 1.0
 """Seconds a connection stays open for the reply to QUIT, for which the relay does not wait."""
 
-LOST = (SMTPException, Garbled, OSError, EOFError, RuntimeError)
+CONNECTION_ERRORS = (SMTPException, BadReply, OSError, EOFError, RuntimeError)
 """The exceptions of a dead, silent or broken connection.
 
 uvloop's transport raises RuntimeError without its handle.
@@ -85,11 +84,13 @@ async def connect(
             _bind(connecting, source)
         async with asyncio.timeout(seconds):
             await loop.sock_connect(connecting, (address, port))
-            _, wire = await loop.create_connection(lambda: ClientProtocol(loop), sock=connecting)
+            _, protocol = await loop.create_connection(
+                lambda: ClientProtocol(loop), sock=connecting
+            )
     except BaseException:
         connecting.close()
         raise
-    return wire
+    return protocol
 
 
 def _bind(connecting: socket.socket, source: str) -> None:
@@ -109,32 +110,34 @@ to. Python has no name for it before 3.12; other systems refuse it.
 
 
 class ClientProtocol(SMTPProtocol):
-    """aiosmtplib's protocol with a reader that returns one reply for each command, in order."""
+    """Returns one reply for each command, in order."""
+
+    transport: asyncio.Transport | None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._reader = ReplyReader()
-        # The library empties this very buffer before a handshake: what came in clear is forgotten
-        # then.
+        # The library empties this very buffer before a handshake: octets that came in clear are
+        # discarded.
         self._buffer = self._reader.buffer
         self._replies: deque[Reply] = deque()
         self._expected = 1
-        """How many expected replies are still to come. The greeting is one."""
-        self._trouble: Exception | None = None
+        """How many replies are outstanding. The greeting is one."""
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._leaving = False
-        self.gone = asyncio.Event()
-        self.refusal: Reply | None = None
+        self._is_quitting = False
+        self.closed = asyncio.Event()
+        self.starttls_reply: Reply | None = None
 
     @property
-    def is_quiet(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether it is connected and no unsolicited octets have come."""
         transport = self.transport
         return (
-            self._trouble is None
-            and not self._leaving
+            self._error is None
+            and not self._is_quitting
             and transport is not None
             and not transport.is_closing()
             and self._reader.is_empty
@@ -149,18 +152,19 @@ class ClientProtocol(SMTPProtocol):
     @property
     def ssl_object(self) -> ssl.SSLObject:
         assert self.transport is not None
-        return cast(ssl.SSLObject, self.transport.get_extra_info("ssl_object"))
+        in_tls: ssl.SSLObject = self.transport.get_extra_info("ssl_object")
+        return in_tls
 
     def data_received(self, data: bytes) -> None:
-        if self._leaving:
+        if self._is_quitting:
             self._close()
             return
-        if self._trouble is not None:
+        if self._error is not None:
             return
         self._buffer += data
         self._read()
         if len(self._buffer) > MAX_REPLY_BYTES:
-            self._fail(Garbled("talks on without being asked"))
+            self._fail(BadReply("talks on without being asked"))
         if self._paused:
             # A reply that comes while content waits to be sent is about that content.
             self.resume_writing_once()
@@ -174,7 +178,7 @@ class ClientProtocol(SMTPProtocol):
         text = f"the connection was lost ({error_text(exc)})" if exc else "the connection was lost"
         self._fail(SMTPServerDisconnected(text))
         self._stop_timer()
-        self.gone.set()
+        self.closed.set()
 
     def resume_writing_once(self) -> None:
         """Wake the writer that waits, although there is no room."""
@@ -182,23 +186,24 @@ class ClientProtocol(SMTPProtocol):
             if not waiter.done():
                 waiter.set_result(None)
 
-    def say(self, lines: Sequence[bytes]) -> None:
+    def send_commands(self, lines: Sequence[bytes]) -> None:
         """Send commands; as many replies are expected."""
         if not is_clean(b"".join(lines)):
             raise AssertionError("a command with a control character in it")
         self._expected += len(lines)
         self.write(b"\r\n".join(lines) + b"\r\n")
 
-    def expect_silence(self) -> None:
-        """Fail if unsolicited octets came, which would be taken for the next reply.
+    def check_unsolicited(self) -> None:
+        """Fail if unsolicited octets came: they would be taken for the next reply.
 
         421 may come at any time (RFC 5321 §3.8); it counts as the reply to the next command.
         """
-        if self._trouble is not None:
-            raise self._trouble
+        if self._error is not None:
+            raise self._error
         if not self._reader.is_empty and not self._buffer.startswith(b"421"):
-            self._fail(Garbled(f"said without being asked: {bytes(self._buffer[:80])!r}"))
-            raise Garbled(f"said without being asked: {bytes(self._buffer[:80])!r}")
+            error = BadReply(f"said without being asked: {bytes(self._buffer[:80])!r}")
+            self._fail(error)
+            raise error
 
     def expect_reply(self) -> None:
         """One more reply is expected than commands were sent: to the content."""
@@ -215,37 +220,37 @@ class ClientProtocol(SMTPProtocol):
                 self._fail(SMTPReadTimeoutError(f"no answer within {seconds:g} s"))
         reply = self.take_reply()
         if reply is None:
-            assert self._trouble is not None
-            raise self._trouble
+            assert self._error is not None
+            raise self._error
         return reply
 
     async def wait(self, seconds: float) -> bool:
         """Wait for a reply or the end of the connection; whether either came in time."""
-        if self._replies or self._trouble is not None:
+        if self._replies or self._error is not None:
             return True
         self._waiter = self._loop.create_future()
         self._deadline = self._loop.time() + seconds
         if self._timer is None or self._timer.when() > self._deadline:
-            self._wake_at_deadline()
+            self._start_timer()
         try:
             await self._waiter
         finally:
             self._waiter = None
-        return bool(self._replies) or self._trouble is not None
+        return bool(self._replies) or self._error is not None
 
-    def _wake_at_deadline(self) -> None:
+    def _start_timer(self) -> None:
         self._stop_timer()
-        self._timer = self._loop.call_at(self._deadline, self._look_at_deadline)
+        self._timer = self._loop.call_at(self._deadline, self._on_deadline)
 
-    def _look_at_deadline(self) -> None:
-        """Wake what waits if its time is over: a timer that has begun serves later waits, too."""
+    def _on_deadline(self) -> None:
+        """End the wait if its time is over. A timer that has begun serves later waits, too."""
         self._timer = None
         if self._waiter is None:
             return
         if self._loop.time() >= self._deadline:
             _wake(self._waiter)
         else:
-            self._wake_at_deadline()
+            self._start_timer()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -274,19 +279,15 @@ class ClientProtocol(SMTPProtocol):
             except TimeoutError:
                 if self._unsent_bytes() >= before:
                     raise SMTPReadTimeoutError(f"took no content for {seconds:g} s") from None
-            if self._trouble is not None:
-                raise self._trouble
+            if self._error is not None:
+                raise self._error
 
     def unacknowledged_bytes(self) -> int:
         """How many sent bytes the peer's system has not confirmed, as far as the kernel knows."""
         return self._unsent_bytes() + self._in_system_bytes()
 
     def _unsent_bytes(self) -> int:
-        return (
-            cast(asyncio.WriteTransport, self.transport).get_write_buffer_size()
-            if self.transport
-            else 0
-        )
+        return self.transport.get_write_buffer_size() if self.transport is not None else 0
 
     def _in_system_bytes(self) -> int:
         if fcntl is None or self.transport is None:
@@ -302,7 +303,7 @@ class ClientProtocol(SMTPProtocol):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> SMTPResponse:
-        self.expect_silence()
+        self.check_unsolicited()
         self._expected += 1
         return await super().start_tls(
             tls_context, server_hostname=server_hostname, timeout=timeout
@@ -315,37 +316,38 @@ class ClientProtocol(SMTPProtocol):
         self._expected = 0
         self._replies.clear()
         self._reader.reset()
-        transport = await self._loop.start_tls(
-            cast(asyncio.WriteTransport, self.transport),
+        if self.transport is None:
+            raise SMTPServerDisconnected("the connection was lost")
+        self.transport = await self._loop.start_tls(
+            self.transport,
             self,
             context,
             server_hostname=server_hostname,
             ssl_handshake_timeout=timeout,
         )
-        self.transport = transport
         self._over_ssl = True
         self.expect_reply()
 
     async def read_response(self, timeout: float | None = None) -> SMTPResponse:
         """For `start_tls` of the library."""
-        reply = self.refusal = await self.next_reply(timeout or 0.0)
+        reply = self.starttls_reply = await self.next_reply(timeout or 0.0)
         return SMTPResponse(reply.code, reply.text)
 
     def quit(self) -> None:
         """Send QUIT; the connection ends with or without a reply."""
-        if not self.is_quiet:
+        if not self.is_usable:
             self.abort()
             return
-        self._leaving = True
+        self._is_quitting = True
         self.write(b"QUIT\r\n")
-        self._loop.call_later(_FAREWELL_SECONDS, self.abort)
+        self._loop.call_later(_QUIT_SECONDS, self.abort)
 
     def abort(self) -> None:
         """Close the connection at once."""
         if self.transport is not None:
-            cast(asyncio.WriteTransport, self.transport).abort()
+            self.transport.abort()
         self._fail(SMTPServerDisconnected("the connection is closed"))
-        self.gone.set()
+        self.closed.set()
 
     def _close(self) -> None:
         if self.transport is not None:
@@ -354,21 +356,21 @@ class ClientProtocol(SMTPProtocol):
     def _read(self) -> None:
         """Read the expected replies from the octets that came. After an error there are none."""
         try:
-            while self._trouble is None and len(self._replies) < self._expected:
+            while self._error is None and len(self._replies) < self._expected:
                 reply = self._reader.take()
                 if reply is None:
                     return
                 self._replies.append(reply)
-        except Garbled as garbled:
-            self._fail(garbled)
+        except BadReply as error:
+            self._fail(error)
         finally:
             if self._replies and self._waiter is not None:
                 _wake(self._waiter)
 
-    def _fail(self, trouble: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         """Read no more replies. The first error is the one to report."""
-        if self._trouble is None:
-            self._trouble = trouble
+        if self._error is None:
+            self._error = error
         if self._waiter is not None:
             _wake(self._waiter)
 

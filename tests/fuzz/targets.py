@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from relay.deliver.framing import MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyReader
+from relay.deliver.framing import MAX_REPLY_BYTES, BadReply, DotStuffing, ReplyReader
 from relay.deliver.mime import TooComplex, Walk
 from relay.deliver.sevenbit import Conversion, NotConvertible, Survey
 from relay.deliver.transaction import _is_safe_path, is_clean
@@ -298,7 +298,7 @@ def conversions(octets: bytes) -> None:
 
 
 def replies(octets: bytes) -> None:
-    """A stream of replies is read in one way however it is cut, or is garbled, in little memory."""
+    """A stream of replies is read in one way however it is cut, or is refused, in little memory."""
     heard: list[tuple[list[Reply], str]] = []
     how, stream = (octets[0] if octets else 0), octets[1:]
     for pieces in ([stream], cut(stream, how)):
@@ -310,8 +310,8 @@ def replies(octets: bytes) -> None:
                     assert 100 <= reply.code <= 599
                     reply.text.encode()
                     taken.append(reply)
-        except Garbled:
-            trouble = "garbled"
+        except BadReply:
+            trouble = "refused"
         assert len(reader.buffer) <= MAX_REPLY_BYTES + len(stream)
         heard.append((taken, trouble))
     assert heard[0] == heard[1]

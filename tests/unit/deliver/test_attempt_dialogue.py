@@ -650,7 +650,7 @@ async def test_ehlo_refused_and_helo_accepted_is_a_session_without_extensions(ri
     [ScriptedReply(None, then=Then.SILENCE), ScriptedReply(None, then=Then.RESET), "500 what?"],
 )
 async def test_the_result_never_waits_for_the_answer_to_quit(rig, quit_reply, monkeypatch):
-    monkeypatch.setattr(protocol, "_FAREWELL_SECONDS", 4)
+    monkeypatch.setattr(protocol, "_QUIT_SECONDS", 4)
     mx = await rig.mx(script(QUIT=quit_reply))
     rig.limits = replace(rig.limits, messages=1)
     began = time.monotonic()

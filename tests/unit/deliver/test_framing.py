@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.deliver.framing import MAX_LINE_BYTES, MAX_REPLY_BYTES, DotStuffing, Garbled, ReplyReader
+from relay.deliver.framing import (
+    MAX_LINE_BYTES,
+    MAX_REPLY_BYTES,
+    BadReply,
+    DotStuffing,
+    ReplyReader,
+)
 from relay.mail.reply import Reply
 
 STREAM = (
@@ -82,24 +88,24 @@ def test_bytes_that_are_no_text_are_kept_readable():
         b"250-" + b"x" * 1000 + b"\r\n",
     ],
 )
-def test_text_that_is_no_reply_is_garbled_before_it_takes_much_memory(garbage):
+def test_text_that_is_no_reply_is_refused_before_it_takes_much_memory(garbage):
     reader = ReplyReader()
-    with pytest.raises(Garbled):
+    with pytest.raises(BadReply):
         read(reader, *[garbage] * 100)
     assert len(reader.buffer) + sum(map(len, reader._lines)) <= MAX_REPLY_BYTES + len(garbage)
 
 
 def test_no_line_after_garbage_is_taken_for_a_reply():
     reader = ReplyReader()
-    with pytest.raises(Garbled):
+    with pytest.raises(BadReply):
         read(reader, b"hello\r\n250 2.0.0 OK\r\n")
-    with pytest.raises(Garbled):
+    with pytest.raises(BadReply):
         read(reader, b"250 2.0.0 OK\r\n")
 
 
 @given(st.lists(st.binary(max_size=20)))
-def test_no_bytes_raise_anything_but_garbled(pieces):
-    with suppress(Garbled):
+def test_no_bytes_raise_another_error_than_bad_reply(pieces):
+    with suppress(BadReply):
         for reply in read(ReplyReader(), *pieces):
             assert 100 <= reply.code <= 599
 
