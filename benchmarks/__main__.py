@@ -1,11 +1,11 @@
-"""`make bench`: runs every scenario on both sides in turn (A B A B) and writes a report.
+"""`make bench`: runs every scenario on both sides in turn (A B, B A) and writes a report.
 
-    python -m benchmarks [quick|nodes] [--only NAME …] [--rounds N] [--minutes M] [--smoke]
-    [--directory D] [--save]
+    python -m benchmarks [WORD …] [--only NAME …] [--rounds N] [--smoke] [--directory D] [--save]
 
-A scenario begins only while time is left. The first round of each is metered (syncs, memory) and
-warms up; the rates and the CPU are of the others, with nothing attached. `--smoke` runs a few
-messages of the cheap scenarios: it shows that everything works, and says nothing about speed.
+`benchmarks.words` lists the words. A scenario begins only while time is left. The first round of
+each is metered (syncs, memory) and warms up; the rates and the CPU are of the others, with nothing
+attached. `--smoke` runs a few messages of the cheap scenarios: it shows that everything works, and
+says nothing about speed.
 
 `nodes` is a measurement of its own (`benchmarks.nodes`), without Postfix.
 """
@@ -14,39 +14,40 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.hops import next_hop
+from benchmarks import before, report
+from benchmarks.hops import NextHop, next_hop
 from benchmarks.run import Result, run
 from benchmarks.scenarios import SCENARIOS, Scenario
-from benchmarks.sides import start_sides
+from benchmarks.sides import Side, start_sides
+from benchmarks.words import Measurement, Words, read_words
 
 _SMOKE_MESSAGES = 60
 _TMPFS = "tmpfs"
-_NODES_MINUTES = 6.0
+_ROUNDS = {Measurement.BEFORE: 5}
+_MINUTES = {Measurement.BEFORE: 20.0, Measurement.NODES: 6.0}
+
+_Start = Callable[[Path, Scenario, NextHop], contextlib.AbstractContextManager[Sequence[Side]]]
 
 
 def main() -> None:
     """Read the arguments, measure, and report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "length",
-        nargs="?",
-        choices=["quick", "nodes"],
-        help="quick: the main scenarios, in some 4 minutes; nodes: several on one PostgreSQL",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("words", nargs="*", metavar="WORD", help="see benchmarks/words.py")
     parser.add_argument("--only", action="append", choices=[one.name for one in SCENARIOS])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=13)
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--part", action="append", help="nodes: standing, series or full")
     parser.add_argument(
@@ -61,26 +62,67 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, default=Path("/var/tmp"), help="on the disk to be measured"
     )
-    wanted = parser.parse_args()
+    wanted = parser.parse_intermixed_args()
+    try:
+        words = read_words(wanted.words)
+    except ValueError as error:
+        parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process stays behind
     if _file_system(wanted.directory) == _TMPFS:
         parser.error(f"{wanted.directory} is in memory: name a directory on a disk")
+    wanted.rounds = wanted.rounds or _ROUNDS.get(words.measurement, 3)
+    wanted.minutes = words.minutes or _MINUTES.get(words.measurement, 13.0)
+    match words.measurement:
+        case Measurement.POSTFIX:
+            _beside_postfix(wanted, words)
+        case Measurement.BEFORE:
+            _beside_older(wanted, words)
+        case Measurement.NODES:
+            _nodes(wanted)
+
+
+def _beside_postfix(wanted: argparse.Namespace, words: Words) -> None:
+    results, loads = _all_scenarios(wanted, words, start_sides)
+    print(report.tables(results))
+    if wanted.save and not words.is_quick:
+        report.save(results, loads)
+
+
+def _beside_older(wanted: argparse.Namespace, words: Words) -> None:
+    """The relay of another commit, this one, and Postfix."""
+    with (
+        _directory(wanted.directory) as directory,
+        before.code_of(words.commit, directory) as code,
+    ):
+        start = functools.partial(before.start_both, code=code)
+        results, loads = _all_scenarios(wanted, words, start)
+    print(f"{report.about(results, loads)}\n\n{before.tables(results)}")
+
+
+def _all_scenarios(
+    wanted: argparse.Namespace, words: Words, start: _Start
+) -> tuple[list[Result], list[float]]:
+    """The results, and how busy the machine was with other work before each scenario."""
     deadline = time.monotonic() + 60 * wanted.minutes
-    if wanted.length == "nodes":
-        _nodes(wanted)
-        return
     results: list[Result] = []
     loads: list[float] = []
-    for scenario in _chosen(wanted):
+    for scenario in _chosen(wanted, words):
         if time.monotonic() > deadline:
             print(f"no time is left for {scenario.name}")
             continue
         rounds = 1 if wanted.smoke else wanted.rounds
         loads.append(_others_load())
-        results += measure(scenario, wanted.directory, rounds, deadline)
-    print(report.tables(results))
-    if wanted.save and not wanted.length:
-        report.save(results, loads)
+        results += measure(scenario, wanted.directory, rounds, deadline, start)
+    return results, loads
+
+
+@contextlib.contextmanager
+def _directory(parent: Path) -> Iterator[Path]:
+    """A directory on the disk to be measured, which servers under their own users may enter."""
+    with tempfile.TemporaryDirectory(prefix="relay-bench-", dir=parent) as path:
+        directory = Path(path)
+        directory.chmod(0o755)
+        yield directory
 
 
 def _nodes(wanted: argparse.Namespace) -> None:
@@ -90,10 +132,8 @@ def _nodes(wanted: argparse.Namespace) -> None:
     load = _others_load()
     rounds, shrink = (1, 200) if wanted.smoke else (wanted.rounds, wanted.shrink)
     # The last round of each part may still take a while.
-    until = time.monotonic() + 60 * min(wanted.minutes, _NODES_MINUTES)
-    with tempfile.TemporaryDirectory(prefix="relay-bench-", dir=wanted.directory) as path:
-        directory = Path(path)
-        directory.chmod(0o755)
+    until = time.monotonic() + 60 * wanted.minutes
+    with _directory(wanted.directory) as directory:
         found = nodes.measure_nodes(
             directory,
             parts=wanted.part or nodes.PARTS,
@@ -105,11 +145,13 @@ def _nodes(wanted: argparse.Namespace) -> None:
     print(f"{nodes.about(load)}\n\n{nodes.table(found)}")
 
 
-def _chosen(wanted: argparse.Namespace) -> Iterator[Scenario]:
+def _chosen(wanted: argparse.Namespace, words: Words) -> Iterator[Scenario]:
     for scenario in SCENARIOS:
         if wanted.only and scenario.name not in wanted.only:
             continue
-        if wanted.length == "quick" and not scenario.quick:
+        if words.is_quick and not scenario.quick:
+            continue
+        if words.measurement is Measurement.BEFORE and not before.is_comparable(scenario):
             continue
         if wanted.smoke:
             if scenario.cheap:
@@ -118,21 +160,22 @@ def _chosen(wanted: argparse.Namespace) -> Iterator[Scenario]:
             yield scenario
 
 
-def measure(scenario: Scenario, parent: Path, rounds: int, deadline: float) -> list[Result]:
-    """Both sides, one after the other, as often as there are rounds."""
+def measure(
+    scenario: Scenario, parent: Path, rounds: int, deadline: float, start: _Start
+) -> list[Result]:
+    """All sides, one after the other, as often as there are rounds; every second round goes the
+    other way round, so that no side is always the one that comes after a certain other.
+    """
     results = []
     with contextlib.ExitStack() as stack:
-        directory = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-", dir=parent))
-        )
-        directory.chmod(0o755)
+        directory = stack.enter_context(_directory(parent))
         hop = stack.enter_context(next_hop(directory, scenario))
-        sides = list(stack.enter_context(start_sides(directory, scenario, hop)))
+        sides = list(stack.enter_context(start(directory, scenario, hop)))
         # The first round warms up, and is the one that is metered.
         for number in range(rounds + (rounds > 1)):
             if number and time.monotonic() > deadline:
                 break
-            for side in list(sides):
+            for side in sides[:: -1 if number % 2 else 1]:
                 try:
                     result = run(scenario, side, hop, metered=number == 0)
                 except (AssertionError, subprocess.TimeoutExpired) as error:

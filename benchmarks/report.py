@@ -12,7 +12,18 @@ from pathlib import Path
 from benchmarks.run import Result
 from benchmarks.scenarios import SCENARIOS, Beside, Scenario
 
-__all__ = ["line", "save", "tables"]
+__all__ = [
+    "about",
+    "faster_postfix",
+    "latencies",
+    "line",
+    "median",
+    "rounded",
+    "save",
+    "table",
+    "tables",
+    "timed",
+]
 
 _RESULTS = Path(__file__).parent / "results"
 _README = Path(__file__).parents[1] / "README.md"
@@ -36,8 +47,17 @@ def line(result: Result) -> str:
 
 def tables(results: Sequence[Result]) -> str:
     """All of it in Markdown."""
-    parts = [_against_postfix(results), _latencies(results), _against_others(results)]
+    parts = [_against_postfix(results), latencies(results, _SIDES), _against_others(results)]
     return "\n\n".join(part for part in parts if part)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, its numbers on the right; an empty text if it has no rows."""
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    if not lines:
+        return ""
+    rule = "|---" + "|---:" * (len(head) - 1) + "|"
+    return "\n".join([f"| {' | '.join(head)} |".replace("|  |", "| |"), rule, *lines])
 
 
 def _against_postfix(results: Sequence[Result]) -> str:
@@ -46,41 +66,38 @@ def _against_postfix(results: Sequence[Result]) -> str:
         mine = [result for result in results if result.scenario == scenario.name]
         if scenario.beside is Beside.POSTFIX and not scenario.rate and mine:
             rows.append(_row(scenario, mine))
-    if not rows:
-        return ""
     head = (
-        "| | copies/s: relay | 2 workers | Postfix | ratio | 2 workers | wanted "
-        "| CPU s/1000: relay | Postfix | MiB: relay | 2 workers | Postfix "
-        "| syncs/1000: relay | Postfix |"
+        *("", "copies/s: relay", "2 workers", "Postfix", "ratio", "2 workers", "wanted"),
+        *("CPU s/1000: relay", "Postfix", "MiB: relay", "2 workers", "Postfix"),
+        *("syncs/1000: relay", "Postfix"),
     )
-    return "\n".join([head, "|---" + "|---:" * 13 + "|", *rows])
+    return table(head, rows)
 
 
-def _row(scenario: Scenario, results: Sequence[Result]) -> str:
-    sides = (*_SIDES[:2], _faster_postfix(results))
+def _row(scenario: Scenario, results: Sequence[Result]) -> list[str]:
+    sides = (*_SIDES[:2], faster_postfix(results))
 
     def of(side: str, value: Callable[[Result], float], metered: bool = False) -> float:
-        return _median(value(one) for one in _timed(results, side, metered=metered))
+        return median(value(one) for one in timed(results, side, metered=metered))
 
     rates = [of(side, lambda one: one.rate) for side in sides]
     cpu = [of(side, lambda one: one.cpu_per_thousand) for side in sides]
     peaks = [of(side, lambda one: (one.peak_bytes or 0) / 2**20, True) for side in sides]
-    syncs = [of(side, _syncs_per_thousand, True) for side in sides]
+    syncs = [of(side, lambda one: one.syncs_per_thousand, True) for side in sides]
     wanted = f"{scenario.target:g}" if scenario.target else ""
-    cells = [
+    return [
         scenario.title,
-        *map(_number, rates),
-        f"**{_number(rates[0] / rates[2])}**",
-        f"**{_number(rates[1] / rates[2])}**",
+        *map(rounded, rates),
+        f"**{rounded(rates[0] / rates[2])}**",
+        f"**{rounded(rates[1] / rates[2])}**",
         wanted,
-        *map(_number, (cpu[0], cpu[2])),
-        *(_number(round(peak)) if peak == peak else "" for peak in peaks),
-        *map(_number, (syncs[0], syncs[2])),
+        *map(rounded, (cpu[0], cpu[2])),
+        *(rounded(round(peak)) if peak == peak else "" for peak in peaks),
+        *map(rounded, (syncs[0], syncs[2])),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def _timed(results: Sequence[Result], side: str, *, metered: bool = False) -> list[Result]:
+def timed(results: Sequence[Result], side: str, *, metered: bool = False) -> list[Result]:
     """The runs of a side that were metered, or those that were not: only these have true times. All
     of them where there are no others.
     """
@@ -88,43 +105,39 @@ def _timed(results: Sequence[Result], side: str, *, metered: bool = False) -> li
     return [one for one in mine if one.is_metered == metered] or mine
 
 
-def _faster_postfix(results: Sequence[Result]) -> str:
+def faster_postfix(results: Sequence[Result]) -> str:
+    """The name of that form of Postfix that passed on more a second."""
     rates = {
-        side: _median(one.rate for one in _timed(results, side))
+        side: median(one.rate for one in timed(results, side))
         for side in {one.side for one in results}
         if side.startswith("Postfix")
     }
     return max(rates, key=lambda side: rates[side], default="Postfix")
 
 
-def _number(value: float) -> str:
+def rounded(value: float) -> str:
     """A number with its significant digits; an empty text for one that was not measured."""
     if value != value:
         return ""
     return f"{value:.0f}" if value >= 20 or value == int(value) else f"{value:.2f}"
 
 
-def _syncs_per_thousand(result: Result) -> float:
-    return float("nan") if result.syncs is None else 1000 * result.syncs / result.messages
-
-
-def _latencies(results: Sequence[Result]) -> str:
+def latencies(results: Sequence[Result], sides: Iterable[str]) -> str:
+    """Percentiles of the times to the 250 and to the next hop, of runs that have such times."""
     rows = []
-    for side in _SIDES:
-        mine = [result for result in _timed(results, side) if result.arrival_seconds]
+    for side in sides:
+        mine = [result for result in timed(results, side) if result.arrival_seconds]
         replies = [one for result in mine for one in result.reply_seconds]
         arrivals = [one for result in mine for one in result.arrival_seconds]
         if replies and arrivals:
-            rows.append(f"| {side} | {_percentiles(replies)} | {_percentiles(arrivals)} |")
-    if not rows:
-        return ""
-    head = "| ms at 150 messages/s | 250: p50 | p95 | p99 | next hop: p50 | p95 | p99 |"
-    return "\n".join([head, "|---" + "|---:" * 6 + "|", *rows])
+            rows.append([side, *_percentiles(replies), *_percentiles(arrivals)])
+    head = ("ms at 150 messages/s", "250: p50", "p95", "p99", "next hop: p50", "p95", "p99")
+    return table(head, rows)
 
 
-def _percentiles(seconds: Sequence[float]) -> str:
+def _percentiles(seconds: Sequence[float]) -> list[str]:
     cuts = statistics.quantiles(seconds, n=100)
-    return " | ".join(f"{1000 * cuts[percent - 1]:.1f}" for percent in (50, 95, 99))
+    return [f"{1000 * cuts[percent - 1]:.1f}" for percent in (50, 95, 99)]
 
 
 def _against_others(results: Sequence[Result]) -> str:
@@ -137,20 +150,22 @@ def _against_others(results: Sequence[Result]) -> str:
         cells = [scenario.title]
         for value in (_intake, lambda one: one.rate, lambda one: one.cpu_per_thousand):
             for side in sides:
-                number = _median(value(result) for result in _timed(mine, side))
-                cells.append(_number(number))
-        rows.append(f"| {' | '.join(cells)} |")
-    if not rows:
-        return ""
-    head = "| relay, and the other | intake/s | other | end to end/s | other | CPU s/1000 | other |"
-    return "\n".join([head, "|---" + "|---:" * 6 + "|", *rows])
+                middle = median(value(result) for result in timed(mine, side))
+                cells.append(rounded(middle))
+        rows.append(cells)
+    head = (
+        *("relay, and the other", "intake/s", "other", "end to end/s", "other"),
+        *("CPU s/1000", "other"),
+    )
+    return table(head, rows)
 
 
 def _intake(result: Result) -> float:
     return result.messages / result.intake_seconds
 
 
-def _median(numbers: Iterable[float]) -> float:
+def median(numbers: Iterable[float]) -> float:
+    """Not a number where there are none."""
     found = list(numbers)
     return statistics.median(found) if found else float("nan")
 
@@ -158,7 +173,7 @@ def _median(numbers: Iterable[float]) -> float:
 def save(results: Sequence[Result], loads: Sequence[float]) -> None:
     """The tables and the plot in benchmarks/results, and the first table in the README."""
     _RESULTS.mkdir(exist_ok=True)
-    text = f"{_about(results, loads)}\n\n{tables(results)}\n"
+    text = f"{about(results, loads)}\n\n{tables(results)}\n"
     (_RESULTS / "report.md").write_text(text)
     _plot(results)
     readme = _README.read_text()
@@ -167,7 +182,7 @@ def save(results: Sequence[Result], loads: Sequence[float]) -> None:
         _README.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}")
 
 
-def _about(results: Sequence[Result], loads: Sequence[float]) -> str:
+def about(results: Sequence[Result], loads: Sequence[float]) -> str:
     """When and where the runs took place, and how busy the machine was with other work.
 
     On a busy machine the ratios say little.
@@ -197,8 +212,8 @@ def _plot(results: Sequence[Result]) -> None:
     found = []
     for scenario in SCENARIOS:
         mine = [one for one in results if one.scenario == scenario.name]
-        sides = (*_SIDES[:2], _faster_postfix(mine))
-        rates = [_median(one.rate for one in _timed(mine, side)) for side in sides]
+        sides = (*_SIDES[:2], faster_postfix(mine))
+        rates = [median(one.rate for one in timed(mine, side)) for side in sides]
         if rates[2] == rates[2] and not scenario.rate:
             found.append((scenario.title, rates[0] / rates[2], rates[1] / rates[2]))
     figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(found) + 1.2))

@@ -56,6 +56,11 @@ class Result:
         """CPU seconds per 1,000 copies."""
         return 1000 * self.cpu_seconds / self.copies
 
+    @property
+    def syncs_per_thousand(self) -> float:
+        """Syncs per 1,000 messages; not a number where they were not counted."""
+        return float("nan") if self.syncs is None else 1000 * self.syncs / self.messages
+
 
 def run(
     scenario: Scenario, side: Side, hop: NextHop, *, messages: int = 0, metered: bool = False

@@ -30,7 +30,16 @@ from tests.rigs.ports import accepts_connections, free_port, wait_until
 from tests.rigs.postfix import postfix
 from tests.rigs.relay import relay_process
 
-__all__ = ["AS_INSTALLED", "Side", "deferred_message", "one_of_many", "relay_side", "start_sides"]
+__all__ = [
+    "AS_INSTALLED",
+    "Code",
+    "Side",
+    "deferred_message",
+    "one_of_many",
+    "postfix_side",
+    "relay_side",
+    "start_sides",
+]
 
 AS_INSTALLED = "Postfix as installed"
 
@@ -47,6 +56,14 @@ class Side:
     root: int
 
 
+@dataclass(frozen=True)
+class Code:
+    """A tree of the relay's code, and an interpreter that has the libraries it needs."""
+
+    python: str
+    tree: Path
+
+
 @contextlib.contextmanager
 def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[Sequence[Side]]:
     """Start all servers that a scenario compares."""
@@ -61,9 +78,9 @@ def start_sides(directory: Path, scenario: Scenario, hop: NextHop) -> Iterator[S
                     directory / "relay2", scenario, hop, name="relay, 2 workers", workers=2
                 )
                 sides.append(stack.enter_context(two))
-                sides.append(stack.enter_context(_postfix(directory, scenario, hop)))
+                sides.append(stack.enter_context(postfix_side(directory, scenario, hop)))
                 if scenario.client is Client.LOCKSTEP:
-                    installed = _postfix(directory, scenario, hop, name=AS_INSTALLED)
+                    installed = postfix_side(directory, scenario, hop, name=AS_INSTALLED)
                     sides.append(stack.enter_context(installed))
             case Beside.FULL_QUEUE:
                 asyncio.run(_fill(directory / "full/spool"))
@@ -96,8 +113,11 @@ def relay_side(
     workers: int = 1,
     mta_sts: str = "enforce",
     queue: Mapping[str, str] | None = None,
+    code: Code | None = None,
 ) -> Iterator[Side]:
-    """A relay; `queue`: that section of its configuration, if it is not in its directory."""
+    """A relay; `queue`: that section of its configuration, if it is not in its directory; `code`:
+    another one than this checkout's.
+    """
     directory.mkdir(exist_ok=True)
     sections: dict[str, Any] = {
         "limits": {"connections": 2000, "connections_per_client": 2000},
@@ -124,6 +144,8 @@ def relay_side(
     )
     with started as relay:
         relay.config["workers"] = workers
+        if code is not None:
+            relay.python, relay.environment = code.python, {"PYTHONPATH": str(code.tree)}
         if queue is not None:
             relay.config["queue"] = dict(queue)
         if scenario.tls_in:
@@ -135,9 +157,10 @@ def relay_side(
 
 
 @contextlib.contextmanager
-def _postfix(
+def postfix_side(
     directory: Path, scenario: Scenario, hop: NextHop, *, name: str = "Postfix"
 ) -> Iterator[Side]:
+    """A Postfix: as it is installed, or, under its shorter name, set up for a busy host."""
     port = free_port()
     settings = {
         "relayhost": f"[{hop.address}]:{hop.port}",

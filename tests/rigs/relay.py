@@ -32,6 +32,7 @@ class Relay:
     environment: dict[str, str] = field(default_factory=dict)
     program: Sequence[str] = ("relay",)
     """The module to run, and its arguments before `serve`."""
+    python: str = sys.executable
 
     @property
     def config_file(self) -> Path:
@@ -53,7 +54,7 @@ class Relay:
             self.process = subprocess.Popen(
                 [
                     *self.wrapper,
-                    sys.executable,
+                    self.python,
                     "-m",
                     *self.program,
                     "serve",
@@ -122,7 +123,7 @@ class Relay:
         """The same, under way."""
         command, *rest = arguments
         return subprocess.Popen(
-            [sys.executable, "-m", "relay", command, "-c", str(self.config_file), *rest],
+            [self.python, "-m", "relay", command, "-c", str(self.config_file), *rest],
             cwd=self.directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,0 +1,91 @@
+"""The arithmetic of the benchmarks, and what their words mean.
+
+The measurement itself is tested with real servers, in tests/system.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks.before import beyond_noise, pair_ratios, tables
+from benchmarks.report import table
+from benchmarks.run import Result
+from benchmarks.words import Measurement, Words, read_words
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        ([], Words()),
+        (["quick"], Words(is_quick=True)),
+        (["nodes", "minutes=2.5"], Words(Measurement.NODES, minutes=2.5)),
+        (["against=9c37b97"], Words(Measurement.BEFORE, commit="9c37b97")),
+        (["quick", "against=HEAD~3"], Words(Measurement.BEFORE, True, "HEAD~3")),
+    ],
+)
+def test_words_say_what_is_measured(words: list[str], meaning: Words) -> None:
+    assert read_words(words) == meaning
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["quik"], "quik: unknown; write one of nodes, quick, against=…, minutes=…"),
+        (["quick=yes"], "quick=yes: unknown"),
+        (["against"], "against: unknown"),
+        (["against="], "against=: write the commit behind it"),
+        (["nodes", "against=HEAD"], "against=HEAD: not together with nodes"),
+        (["nodes", "quick"], "quick: not together with nodes"),
+        (["minutes=soon"], "minutes=soon: write a number"),
+        (["minutes=0"], "minutes=0: write a number"),
+        (["minutes=inf"], "minutes=inf: write a number"),
+    ],
+)
+def test_words_that_cannot_be_kept_are_named_with_the_cure(words: list[str], named: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(named)):
+        read_words(words)
+
+
+def test_ratio_is_taken_of_each_pair_of_rounds() -> None:
+    assert pair_ratios([100, 200, 400], [110, 100, 400]) == [1.1, 0.5, 1.0]
+
+
+def test_round_without_its_partner_has_no_ratio() -> None:
+    assert pair_ratios([100, 200], [150]) == [1.5]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ([0.9, 0.95, 0.99, 0.98], "less"),
+        ([1.01, 1.2, 1.02, 1.1], "more"),
+        ([0.9, 0.95, 1.0, 0.98], ""),
+        ([0.5, 0.5, 0.5], ""),  # three pairs agree by chance one time in four
+    ],
+)
+def test_difference_is_beyond_noise_where_all_pairs_agree_and_are_enough(
+    ratios: list[float], verdict: str
+) -> None:
+    assert beyond_noise(ratios) == verdict
+
+
+def _result(side: str, seconds: float, *, is_metered: bool = False) -> Result:
+    return Result("series", side, 100, 100, seconds, seconds, 0.2, is_metered=is_metered)
+
+
+def test_metered_round_does_not_count_for_the_ratio() -> None:
+    results = [_result(side, 9.0, is_metered=True) for side in ("relay before", "Postfix")]
+    for _ in range(4):
+        results += [_result("relay before", 1.0), _result("relay now", 0.5)]
+        results.append(_result("Postfix", 2.0))
+    row = tables(results).splitlines()[2]
+    assert row.startswith(
+        "| 4 KiB, one sender in series | 100 | 200 | 50 | **2.00** | 2.00 to 2.00 "
+    )
+
+
+def test_table_without_rows_is_empty_text() -> None:
+    assert table(["", "a"], []) == ""
+    assert table(["", "a"], [["x", "1"]]) == "| | a |\n|---|---:|\n| x | 1 |"
