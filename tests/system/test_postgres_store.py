@@ -25,6 +25,7 @@ from relay.queue.postgres import (
     commit,
     lease,
     leftovers,
+    transaction,
 )
 from relay.queue.postgres import store as postgres_store
 from relay.queue.postgres.connection import Link
@@ -72,7 +73,7 @@ async def crash(store: PostgresStore) -> None:
     await asyncio.gather(*store._tasks, return_exceptions=True)
     for link in (store._claim_link, store._stage_link, store._lease_link, *store._links):
         link.drop()
-    store.writer._drop()
+    store.writer._transactions.drop()
 
 
 async def until(question, *, seconds: float = 20) -> None:
@@ -441,7 +442,7 @@ async def test_client_waits_no_longer_because_several_hosts_hang(server, monkeyp
         hosts = f"127.0.0.1:{between.port}" + f",127.0.0.1:{other.port}" * 3
         async with node(f"postgresql://relay@{hosts}/postgres") as store:
             between.is_open = False
-            store.writer._drop()
+            store.writer._transactions.drop()
             with pytest.raises(SpoolError):
                 async with asyncio.timeout(6):
                     await store.accept(new_message())
@@ -564,7 +565,7 @@ def set_standby(server: Postgres, name: str) -> None:
 
 async def test_client_hears_no_250_where_the_wait_for_a_standby_was_cancelled(server, monkeypatch):
     monkeypatch.setattr(commit, "PATIENCE", 2.0)
-    monkeypatch.setattr(commit, "SILENCE", 3.0)
+    monkeypatch.setattr(transaction, "SILENCE", 3.0)
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     async with node(server.url()) as store:

@@ -4,7 +4,8 @@ connection   connections to the primary, and what errors mean
 store        the `Store` itself
 lease        who is alive; the fencing of claims; `leftovers` is what a lease that is over leaves,
              `nodes` the list for the operator
-commit       the one connection that writes: batches, and commits of unknown outcome
+commit       the writer: which requests make a batch, and what becomes of them in trouble
+transaction  the one connection that writes: transactions, and whether one was committed
 statements   what a commit writes; `inserts` are its large statements, `plain` is the commit of most
              mail in one of them, `late_results` what becomes of results whose claim is lost
 claims       what is done to recipients inside a transaction: claims, verbs

@@ -28,6 +28,7 @@ from relay.queue.store import QueueFull, SpoolError
 __all__ = [
     "ERRORS",
     "OLDEST_SERVER",
+    "SAFE_COMMIT",
     "Ask",
     "Db",
     "Link",
@@ -69,6 +70,15 @@ P = ParamSpec("P")
 
 ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 """What the library raises."""
+
+SAFE_COMMIT = (
+    "SELECT CASE WHEN current_setting('synchronous_commit') IN ('on', 'remote_apply') THEN NULL"
+    " ELSE set_config('synchronous_commit', 'on', true) END,"
+    " set_config('idle_in_transaction_session_timeout', '10s', true)"
+)
+"""In the transaction, where no pooler loses it: its commit is synced, and a node that is cut off
+midway holds its locks for ten seconds.
+"""
 
 OLDEST_SERVER = 14
 _FIRST_PAUSE = 0.2

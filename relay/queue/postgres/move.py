@@ -26,8 +26,7 @@ from relay.queue.move_file import (
     stands,
 )
 from relay.queue.postgres.api_state import UnseenEvents, add_calls_about, unseen_events
-from relay.queue.postgres.commit import SAFE_COMMIT
-from relay.queue.postgres.connection import Db, Link, Server
+from relay.queue.postgres.connection import SAFE_COMMIT, Db, Link, Server
 from relay.queue.postgres.inserts import (
     NEW_MESSAGES,
     NEW_PENDING,

@@ -13,8 +13,7 @@ from dataclasses import replace
 from relay.queue.entry import Entry
 from relay.queue.handoff import ClaimQuery
 from relay.queue.postgres import claims
-from relay.queue.postgres.commit import SAFE_COMMIT
-from relay.queue.postgres.connection import Db, Link
+from relay.queue.postgres.connection import SAFE_COMMIT, Db, Link
 from relay.queue.postgres.lease import Lease
 
 __all__ = ["NodeClaims"]

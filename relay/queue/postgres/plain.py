@@ -10,8 +10,7 @@ from functools import cache
 from typing import Any
 
 from relay.queue.batch import Row, Rows, joined
-from relay.queue.postgres.commit import SAFE_COMMIT
-from relay.queue.postgres.connection import Db
+from relay.queue.postgres.connection import SAFE_COMMIT, Db
 from relay.queue.postgres.inserts import (
     COUNTED,
     EXCEPTIONS,

@@ -10,8 +10,7 @@ from datetime import datetime
 from relay.mail.memory import DomainMemory
 from relay.queue.memory import Change, from_row, to_row
 from relay.queue.policies import StoredPolicy, policies_of_rows
-from relay.queue.postgres.commit import SAFE_COMMIT
-from relay.queue.postgres.connection import Db, Link, Server, changed_rows
+from relay.queue.postgres.connection import SAFE_COMMIT, Db, Link, Server, changed_rows
 from relay.queue.rows import micros
 
 __all__ = ["PoliciesToRead", "PostgresMemory", "PostgresPolicyCache"]

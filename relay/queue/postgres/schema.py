@@ -6,7 +6,7 @@
     staged        messages whose content comes before them, and the lease of who brings it
     node          each node that ever was here: its number, name, and how far its log file is
     lease         each process that is here, or was lost (`relay.queue.postgres.lease`)
-    batch         commits whose outcome may have to be asked for (`relay.queue.postgres.commit`)
+    batch         commits whose outcome may have to be asked for (`transaction`)
     event         the delivery log; each node numbers its own commits; a partition for each day
                   (`relay.queue.postgres.partitions`)
     statistic     what was counted of mail; `counted`: what is not added to it yet

@@ -1,7 +1,7 @@
 """The statements of a commit: all tables that mail is written to, and the numbers of events.
 
 Rows of many requests go in one statement a table (`inserts`). `plain` writes them all in one
-statement, for a batch of the kind that most are; see `commit`.
+statement, for a batch of the kind that most are; see `transaction`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _NOT_WHOLE = """SELECT queue_id FROM unnest($1::text[], $2::bigint[]) AS new (qu
 
 
 class Tables:
-    """What `relay.queue.postgres.commit` writes with, under a lease."""
+    """What `relay.queue.postgres.transaction` writes with, under a lease."""
 
     def __init__(self, lease: Lease, numbers: EventNumbers) -> None:
         self._lease = lease

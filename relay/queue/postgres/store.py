@@ -35,7 +35,7 @@ from relay.queue.postgres import (
     watching,
 )
 from relay.queue.postgres.api_state import PostgresApiState
-from relay.queue.postgres.commit import LeaseLost, Writer
+from relay.queue.postgres.commit import Writer
 from relay.queue.postgres.connection import Db, Link, NoServer, Server
 from relay.queue.postgres.lease import (
     Lease,
@@ -51,6 +51,7 @@ from relay.queue.postgres.reader import Reader
 from relay.queue.postgres.schema import migrate, newer_owner
 from relay.queue.postgres.staging import INLINE_BYTES, Staging
 from relay.queue.postgres.statements import Tables
+from relay.queue.postgres.transaction import LeaseLost
 from relay.queue.request import Request
 from relay.queue.settle import Settlement
 from relay.queue.store import (

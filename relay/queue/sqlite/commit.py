@@ -26,15 +26,15 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from relay.queue.request import Request, resolve, without_new_mail
 from relay.queue.sqlite.disk import Spool, is_busy, open_writer, translated
 from relay.queue.sqlite.disk_space import DiskSpace, Trouble
+from relay.queue.sqlite.statements import Tables
 from relay.queue.sqlite.wal import WriteAheadLog
 from relay.queue.store import SpoolError, StoredEvent
 
-__all__ = ["Tables", "Writer"]
+__all__ = ["Writer"]
 
 log = logging.getLogger(__name__)
 
@@ -43,31 +43,6 @@ _BATCH_BYTES = 16 * 1024 * 1024
 _IDLE_SECONDS = 1.0
 _LINGER_SECONDS = 0.002
 _RESULTS_SECONDS = 0.003
-
-
-class Tables(Protocol):
-    """What is written; see `relay.queue.sqlite.statements`. All is called on the writer's
-    thread.
-    """
-
-    @property
-    def has_more(self) -> bool: ...
-
-    def load(self, db: sqlite3.Connection) -> None: ...
-
-    def connected(self, db: sqlite3.Connection) -> None: ...
-
-    def commit_something(self, db: sqlite3.Connection) -> None: ...
-
-    def point(self) -> int: ...
-
-    def back_to(self, point: int) -> None: ...
-
-    def write(self, db: sqlite3.Connection, requests: Sequence[Request]) -> None: ...
-
-    def last(self, db: sqlite3.Connection) -> None: ...
-
-    def committed(self) -> None: ...
 
 
 class Writer:
