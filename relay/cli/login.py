@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from relay.deliver.https import NoAnswer
     from relay.deliver.tokens import TokenClient
     from relay.route.next_hop import TokenSource
-    from relay.route.oauth2 import DeviceCode, Granted, TokenRefused, TokenRequest
+    from relay.route.oauth2 import DeviceCode, TokenRequest
+    from relay.route.token import Granted, TokenRefused
 
 __all__ = ["login"]
 
@@ -85,7 +86,7 @@ async def _login(config: Config, source: TokenSource) -> None:
 
 async def _refresh_token(client: TokenClient, source: TokenSource, secret: str) -> str:
     """The token, once somebody has agreed."""
-    from relay.route.oauth2 import Granted
+    from relay.route.token import Granted
 
     code = await _code(client, source)
     click.echo(f"Open {code.uri} and type in the code {code.user_code}")
@@ -104,13 +105,8 @@ async def _result(
 ) -> Granted | TokenRefused:
     """Ask the server until it has an answer, or the code has expired (RFC 8628 §3.5)."""
     from relay.deliver.https import NoAnswer
-    from relay.route.oauth2 import (
-        HttpAnswer,
-        NotYet,
-        TokenRefused,
-        device_token_request,
-        read_poll_answer,
-    )
+    from relay.route.oauth2 import HttpAnswer, NotYet, device_token_request, read_poll_answer
+    from relay.route.token import TokenRefused
 
     request = device_token_request(source, secret, code)
     ends = time.monotonic() + code.life.total_seconds()
@@ -130,7 +126,8 @@ async def _result(
 
 async def _code(client: TokenClient, source: TokenSource) -> DeviceCode:
     from relay.deliver.https import NoAnswer
-    from relay.route.oauth2 import DeviceCode, TokenRefused, device_request, read_device_answer
+    from relay.route.oauth2 import DeviceCode, device_request, read_device_answer
+    from relay.route.token import TokenRefused
 
     request = device_request(source)
     answer = await client.post(request)

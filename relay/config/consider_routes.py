@@ -262,7 +262,7 @@ _USES = {
 
 
 def _consider_service_key(key: str, path: str) -> Iterator[Remark]:
-    from relay.route.oauth2 import ServiceKey  # and with it cryptography: 30 ms
+    from relay.route.service_account import ServiceKey  # and with it cryptography: 30 ms
 
     try:
         ServiceKey.parse(read_text(path))

@@ -22,18 +22,11 @@ from relay.policy.fields import Wishes, tls_wishes
 from relay.policy.rules import PolicyRules, is_locked, resolve
 from relay.policy.settings import FloorUse, Setting
 from relay.queue.store import SpoolError
-from relay.route.floor import DaneFloor, StsFloor
+from relay.route.floor import DaneFloor, HostFloor, StsFloor
 from relay.route.forecast import describe, forecasts
 from relay.route.mta_sts import StsMode, matches
 from relay.route.next_hop import Host, Hosts, Naming, NoRoute, Route, RouteFinder
-from relay.route.security import (
-    HostFloor,
-    Requirement,
-    SecurityOptions,
-    at_host,
-    requirement,
-    under,
-)
+from relay.route.security import Requirement, SecurityOptions, at_host, requirement, under
 
 __all__ = [
     "FloorPending",

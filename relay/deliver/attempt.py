@@ -63,9 +63,10 @@ from relay.mail.record import replace
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import ClaimLost, SpoolError
+from relay.route.floor import HostFloor
 from relay.route.mta_sts import StsMode
 from relay.route.next_hop import Host, Hosts, Naming, NextHop, NoRoute, RouteFinder
-from relay.route.security import HostFloor, Requirement, at_host, is_below, requirement, under
+from relay.route.security import Requirement, at_host, is_below, requirement, under
 
 __all__ = ["Attempt"]
 

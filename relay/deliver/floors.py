@@ -25,10 +25,18 @@ from relay.policy.settings import FloorUse
 from relay.route.answers import Resolver
 from relay.route.cache import ExpiringCache
 from relay.route.dane import look_up
-from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
+from relay.route.floor import (
+    NO_DANE,
+    NO_STS,
+    DaneFloor,
+    DaneState,
+    HostFloor,
+    StsFloor,
+    floor_at,
+    not_named,
+)
 from relay.route.mta_sts import policy_domain
 from relay.route.next_hop import BY_NOBODY, Host, Naming
-from relay.route.security import HostFloor, floor_at, not_named
 
 __all__ = ["DomainFloor", "Floors", "judged"]
 

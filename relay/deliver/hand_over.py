@@ -27,8 +27,9 @@ from relay.deliver.transaction import MOST_RECIPIENTS, prepare
 from relay.mail.outcome import Deferred, Delivered, HopPolicy, HopSession
 from relay.mail.record import record, replace
 from relay.queue.entry import QueuedRecipient
+from relay.route.floor import HostFloor
 from relay.route.next_hop import Host
-from relay.route.security import HostFloor, Requirement
+from relay.route.security import Requirement
 
 __all__ = ["Conditions", "HandOver", "with_result"]
 

@@ -33,8 +33,8 @@ from relay.deliver.host_health import FIRST_REST, Cause, Trial
 from relay.deliver.negotiate import Failed, Unmet
 from relay.deliver.tally import Tally
 from relay.mail.outcome import Deferred
+from relay.route.floor import Proof
 from relay.route.next_hop import Host
-from relay.route.security import Proof
 
 __all__ = ["HopTurns", "HostResult", "HostTurn", "cause_of"]
 

@@ -33,8 +33,8 @@ from itertools import groupby
 from math import inf
 
 from relay.mail.outcome import Deferred
+from relay.route.floor import Proof
 from relay.route.next_hop import Credentials, Host
-from relay.route.security import Proof
 
 __all__ = ["FIRST_REST", "LONGEST_REST", "Cause", "HostHealth", "Trial", "rest"]
 

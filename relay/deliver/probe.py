@@ -19,12 +19,10 @@ from relay.deliver.negotiate import SessionOptions
 from relay.deliver.tls import HopFilesError
 from relay.mail.outcome import CertificateFacts, VerifiedBy
 from relay.policy.settings import Setting, Source, TlsSettings
+from relay.route.floor import Floor, HostFloor, Proof
 from relay.route.forecast import Forecast, forecast, not_used
 from relay.route.next_hop import Host, TlsMode
 from relay.route.security import (
-    Floor,
-    HostFloor,
-    Proof,
     Requirement,
     SecurityOptions,
     Situation,

@@ -16,10 +16,10 @@ from relay.deliver.connection import TlsResult
 from relay.deliver.sts_fetch import FetchFailed
 from relay.mail.outcome import HopPolicy, PolicyResult, PolicyType
 from relay.mail.tls_session import JudgedBy, SessionFailure, TlsSession
-from relay.route.floor import DaneFloor, StsFloor
+from relay.route.floor import DaneFloor, HostFloor, Proof, StsFloor
 from relay.route.mta_sts import KeptPolicy, StsMode
 from relay.route.next_hop import Host
-from relay.route.security import HostFloor, Proof, Situation, policy_result
+from relay.route.security import Situation, policy_result
 
 __all__ = ["SessionLog", "failed_fetch", "judged_by"]
 

@@ -45,9 +45,10 @@ from relay.deliver.protocol import error_text
 from relay.mail.outcome import PolicyResult, VerifiedBy
 from relay.route.chain import fault_of, pin_of, store_of
 from relay.route.dane import matched
+from relay.route.floor import Proof
 from relay.route.next_hop import NO_CHAIN, Host, NextHop
 from relay.route.secret_files import SecretFileError, place_of
-from relay.route.security import STRONG, Proof, Requirement, TlsVersion
+from relay.route.security import STRONG, Requirement, TlsVersion
 
 __all__ = [
     "CertificateVerdict",

@@ -27,16 +27,9 @@ from relay.deliver.https import HttpsClient, NoAnswer
 from relay.route.credentials import CredentialsError, HeldToken
 from relay.route.next_hop import Grant, TokenSource
 from relay.route.oauth2 import (
-    Granted,
     HttpAnswer,
-    Pause,
-    ServiceKey,
-    Token,
-    TokenRefused,
     TokenRequest,
     TokenSecrets,
-    Unavailable,
-    pause_after,
     read_answer,
     token_request,
 )
@@ -51,6 +44,8 @@ from relay.route.secret_files import (
     shown_path,
     stamp_of,
 )
+from relay.route.service_account import ServiceKey
+from relay.route.token import Granted, Pause, Token, TokenRefused, Unavailable, pause_after
 
 __all__ = ["Post", "TokenClient", "Tokens"]
 

@@ -20,6 +20,7 @@ __all__ = [
     "JsonObject",
     "JsonValue",
     "ascii_json",
+    "object_of",
     "of_json",
     "to_json",
 ]
@@ -65,3 +66,12 @@ def of_json(text: str | bytes) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         return json.loads(text)
+
+
+def object_of(text: str) -> JsonDocument | None:
+    """The object that a JSON text holds; None where it holds none, or is no JSON."""
+    try:
+        found = of_json(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

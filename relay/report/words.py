@@ -33,7 +33,7 @@ _GIVEN_UP = re.compile(r"given up after [^:]*: ")
 _HOST = re.compile(r"\S+(?: \[[^]\s]*\])?: ")
 _NAMED_HOST = re.compile(r"(\S+ \[[^]\s]*\]): ")
 _PINNED_OUT = "is none of the hosts that the configuration allows"
-"""The words of `relay.route.security.not_named`."""
+"""The words of `relay.route.floor.not_named`."""
 _NOT_VERIFIED = "certificate not verified: "
 
 _DOWNGRADES = {

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from relay.mail.memory import Shown
 from relay.mail.outcome import DowngradeReason
+from relay.route.floor import Floor, Proof
 from relay.route.next_hop import NO_CHAIN, Host, TlsMode
 from relay.route.security import (
     DOWNGRADE_REASONS,
     Action,
-    Floor,
     NextStep,
-    Proof,
     Requirement,
     Situation,
     next_step,

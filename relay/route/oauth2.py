@@ -6,16 +6,8 @@
                          gets with a code that a person types in (`device_url`)      8628
     service_account      a signed statement (JWT) about who asks, for whom           7523 §2.1
 
-    the answer                                      mail          asked again
-    200 and an access token                         goes          before the token expires
-    an error code that only a person can cure       waits, 4.7.8  after 1, 5, 15, 15, … minutes
-    429, 5yz, no JSON, no answer, redirect          waits, 4.7.0  after 5, 10, 20, 40, 60 seconds
-                                                                  or later, if Retry-After says
-                                                                  so, but within an hour
-
-A token is renewed when the shorter of five minutes and a tenth of its life is left. Times are those
-of the monotonic clock, so that a change of the wall clock neither keeps a token that has expired
-nor throws a good one away. Only the statement of a service account carries the wall clock's time.
+Only the statement of a service account carries the wall clock's time. When the server is asked
+again after an answer, `relay.route.token` says.
 
 No text that this module makes contains a secret: `TokenRequest.secrets` says what has to be taken
 out of a server's words.
@@ -23,40 +15,28 @@ out of a server's words.
 
 from __future__ import annotations
 
-import json
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlencode, urlsplit
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-from relay.mail.jsontext import JsonDocument, JsonFields
+from relay.mail.jsontext import JsonDocument, JsonFields, object_of
 from relay.mail.masked import SecretMask
 from relay.mail.printable import printable
 from relay.route.next_hop import Grant, TokenSource
+from relay.route.service_account import ServiceKey
+from relay.route.token import Granted, TokenRefused, Unavailable
 
 __all__ = [
     "DEVICE_CODE_GRANT",
     "DeviceCode",
-    "Granted",
     "HttpAnswer",
     "NotYet",
-    "Pause",
-    "ServiceKey",
-    "Token",
-    "TokenRefused",
     "TokenRequest",
     "TokenSecrets",
-    "Unavailable",
     "device_request",
     "device_token_request",
-    "pause_after",
     "read_answer",
     "read_device_answer",
     "read_poll_answer",
@@ -68,14 +48,6 @@ _JWT_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 _DEFAULT_LIFE = timedelta(hours=1)
 _LONGEST_LIFE = timedelta(days=30)
-_STATEMENT_LIFE = timedelta(hours=1)
-"""Google takes no longer one."""
-_RENEWED_BEFORE = timedelta(minutes=5)
-
-_REFUSED_WAITS = (60.0, 300.0, 900.0)
-_FIRST_WAIT, _LONGEST_WAIT = 5.0, 60.0
-_LONGEST_RETRY_AFTER = timedelta(hours=1)
-"""A server that names a longer time is asked earlier: it may be back, and all mail waits for it."""
 
 _DEVICE_INTERVAL = timedelta(seconds=5)
 """RFC 8628 §3.2: where the server names none; §3.5: what `slow_down` adds to it."""
@@ -87,40 +59,6 @@ _CLOCK_DIFFERENCE = timedelta(minutes=1)
 
 _TEMPORARY = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
 """RFC 6749 §4.1.2.1, RFC 8628 §3.5: error codes of a server that could answer later."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceKey:
-    """The key file of a service account."""
-
-    email: str
-    token_url: str
-    key: rsa.RSAPrivateKey = field(repr=False)
-    key_id: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> ServiceKey:
-        """Read the JSON that Google offers for download. ValueError says what is wrong with it."""
-        found = _json_object(text)
-        if found is None:
-            raise ValueError("it is not the JSON file of a service account's key")
-        email, pem = found.get("client_email"), found.get("private_key")
-        if not isinstance(email, str) or not isinstance(pem, str):
-            raise ValueError("it has no client_email or no private_key")
-        try:
-            key = load_pem_private_key(pem.encode(), None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, rsa.RSAPrivateKey):
-            raise ValueError("its private_key is not an RSA key in PEM form without a passphrase")
-        token_url = found.get("token_uri")
-        key_id = found.get("private_key_id")
-        return cls(
-            email,
-            token_url if isinstance(token_url, str) else "",
-            key,
-            key_id if isinstance(key_id, str) else "",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +78,11 @@ class TokenRequest:
     body: bytes = field(repr=False)
     secrets: SecretMask
 
+    @property
+    def server(self) -> str:
+        """The name of the server, for a sentence."""
+        return urlsplit(self.url).hostname or self.url
+
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
@@ -150,83 +93,10 @@ class HttpAnswer:
     retry_after: str = ""
     date: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """An access token. `obtained`: before it was asked for, by the monotonic clock."""
-
-    access: str = field(repr=False)
-    obtained: float
-    life: timedelta
-
-    def is_due(self, now: float) -> bool:
-        """Whether it is time to ask for the next one."""
-        margin = min(_RENEWED_BEFORE, self.life / 10)
-        return now >= self.obtained + (self.life - margin).total_seconds()
-
-    def is_over(self, now: float) -> bool:
-        """Whether it has expired."""
-        return now >= self.obtained + self.life.total_seconds()
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """The server granted a token. `refresh_token`: the one to use from now on, "" for the same."""
-
-    access_token: str = field(repr=False)
-    life: timedelta
-    refresh_token: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRefused:
-    """Only a person can cure this; the server is not asked again for minutes."""
-
-    error: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """The server gave no usable answer and may give one soon."""
-
-    reason: str
-    retry_after: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """The server is not asked before `until`. `count`: failures of the same kind in a row."""
-
-    failure: TokenRefused | Unavailable
-    until: float
-    count: int = 1
-
     @property
-    def status(self) -> str:
-        """The enhanced status of mail that waits for it."""
-        return "4.7.8" if isinstance(self.failure, TokenRefused) else "4.7.0"
-
-    @property
-    def ignored_retry_after(self) -> timedelta | None:
-        """The Retry-After that is longer than the relay waits; None where it is obeyed."""
-        asked = self.failure.retry_after if isinstance(self.failure, Unavailable) else None
-        return asked if asked is not None and asked > _LONGEST_RETRY_AFTER else None
-
-
-def pause_after(before: Pause | None, failure: TokenRefused | Unavailable, *, now: float) -> Pause:
-    """How long the server is left alone after a failure. `before`: the pause before it, if any."""
-    is_next = before is not None and type(before.failure) is type(failure)
-    count = before.count + 1 if before is not None and is_next else 1
-    if isinstance(failure, TokenRefused):
-        wait = _REFUSED_WAITS[min(count, len(_REFUSED_WAITS)) - 1]
-    else:
-        wait = min(_FIRST_WAIT * 2.0 ** min(count - 1, 10), _LONGEST_WAIT)
-        if failure.retry_after is not None:
-            # Also after "Retry-After: 0", each message must not make a request.
-            asked = min(failure.retry_after, _LONGEST_RETRY_AFTER)
-            wait = max(wait, asked.total_seconds())
-    return Pause(failure, now + wait, count)
+    def document(self) -> JsonDocument | None:
+        """The JSON object that it is; None where it is none."""
+        return object_of(self.body.decode("utf-8", "replace"))
 
 
 def token_request(source: TokenSource, secrets: TokenSecrets, *, now: datetime) -> TokenRequest:
@@ -249,7 +119,9 @@ def token_request(source: TokenSource, secrets: TokenSecrets, *, now: datetime) 
             url = url or secrets.key.token_url
             if not url.startswith("https://"):
                 raise ValueError("the token_uri of key_file does not begin with https://")
-            statement = _statement(source, secrets.key, url, now)
+            statement = secrets.key.statement(
+                url, subject=source.subject, scope=source.scope, now=now
+            )
             return _post(url, {"grant_type": _JWT_GRANT, "assertion": statement}, (statement,))
     fields["scope"] = source.scope
     return _post(url, fields, (secrets.client_secret, secrets.refresh_token))
@@ -261,8 +133,7 @@ def read_answer(
     """What an answer to a request for a token means. `now`: the wall clock, for Retry-After and for
     a clock that is wrong.
     """
-    server = urlsplit(request.url).hostname or request.url
-    found = _json_object(answer.body.decode("utf-8", "replace"))
+    server, found = request.server, answer.document
     if answer.status == 200 and found is not None:
         return _granted(found, server)
     error = found.get("error") if found is not None else None
@@ -311,19 +182,17 @@ def read_device_answer(
     answer: HttpAnswer, request: TokenRequest
 ) -> DeviceCode | TokenRefused | Unavailable:
     """The code, or why there is none."""
-    server = urlsplit(request.url).hostname or request.url
-    found = _json_object(answer.body.decode("utf-8", "replace"))
+    server, found = request.server, answer.document
     if answer.status == 200 and found is not None:
         # Google sends `verification_url`, as a draft of the standard had it.
         uri = found.get("verification_uri", found.get("verification_url"))
         device_code, user_code = found.get("device_code"), found.get("user_code")
         if isinstance(device_code, str) and isinstance(user_code, str) and isinstance(uri, str):
-            complete = found.get("verification_uri_complete")
             return DeviceCode(
                 device_code,
                 printable(user_code),
                 printable(uri),
-                printable(complete) if isinstance(complete, str) else "",
+                printable(_text(found, "verification_uri_complete")),
                 _seconds(found.get("expires_in")) or _DEVICE_LIFE,
                 _seconds(found.get("interval")) or _DEVICE_INTERVAL,
             )
@@ -349,8 +218,7 @@ def read_poll_answer(
     """What came of it so far. `interval`: the one used last; it grows by `slow_down`, and doubles
     where there was no usable answer (RFC 8628 §3.5).
     """
-    server = urlsplit(request.url).hostname or request.url
-    found = _json_object(answer.body.decode("utf-8", "replace")) or {}
+    server, found = request.server, answer.document or {}
     if answer.status == 200 and found:
         granted = _granted(found, server)
         return granted if isinstance(granted, Granted) else TokenRefused("", granted.reason)
@@ -382,40 +250,16 @@ def _post(url: str, fields: Mapping[str, str | None], secrets: tuple[str, ...]) 
     return TokenRequest(url, body, SecretMask(secrets))
 
 
-def _statement(source: TokenSource, key: ServiceKey, url: str, now: datetime) -> str:
-    """A JWT (RFC 7523 §3) signed with RS256 (RFC 7518 §3.3)."""
-    issued = int(now.timestamp())
-    header = {"alg": "RS256", "typ": "JWT"} | ({"kid": key.key_id} if key.key_id else {})
-    claims = {
-        "iss": key.email,
-        "sub": source.subject or key.email,
-        "aud": url,
-        "iat": issued,
-        "exp": issued + int(_STATEMENT_LIFE.total_seconds()),
-    }
-    if source.scope:
-        claims["scope"] = source.scope
-    signed = b".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
-    signature = key.key.sign(signed, padding.PKCS1v15(), hashes.SHA256())
-    return (signed + b"." + _base64url(signature)).decode()
-
-
-def _base64url(octets: bytes) -> bytes:
-    return urlsafe_b64encode(octets).rstrip(b"=")
-
-
 def _granted(found: JsonFields, server: str) -> Granted | Unavailable:
     """RFC 6749 §5.1."""
-    access = found.get("access_token")
-    if not isinstance(access, str) or not _is_visible(access):
+    access, refresh = _text(found, "access_token"), _text(found, "refresh_token")
+    if not _is_visible(access):
         return Unavailable(f"{server} answers without an access_token that could be sent")
     kind = found.get("token_type", "bearer")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         return Unavailable(f"{server} grants a token that is not a Bearer token")
-    refresh = found.get("refresh_token")
     life = min(_seconds(found.get("expires_in")) or _DEFAULT_LIFE, _LONGEST_LIFE)
-    is_usable = isinstance(refresh, str) and _is_visible(refresh)
-    return Granted(access, life, refresh if isinstance(refresh, str) and is_usable else "")
+    return Granted(access, life, refresh if _is_visible(refresh) else "")
 
 
 def _is_visible(token: str) -> bool:
@@ -432,12 +276,9 @@ def _seconds(value: object) -> timedelta | None:
     return timedelta(seconds=value)
 
 
-def _json_object(text: str) -> JsonDocument | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+def _text(found: JsonFields, name: str) -> str:
+    value = found.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _retry_after(answer: HttpAnswer, now: datetime) -> timedelta | None:
@@ -489,8 +330,8 @@ def _what(answer: HttpAnswer, found: JsonFields | None, request: TokenRequest) -
 def _shown_error(found: JsonFields | None, request: TokenRequest) -> str:
     """`invalid_client (the server's words)`, without secrets."""
     assert found is not None
-    error, words = str(found.get("error", "")), found.get("error_description")
-    if not isinstance(words, str) or not words:
+    error, words = str(found.get("error", "")), _text(found, "error_description")
+    if not words:
         return _shown(error, request)
     return f"{_shown(error, request)} ({_shown(words, request)})"
 

@@ -3,9 +3,9 @@
 Two settings of the message decide, `require_tls` and `skip_verification`, and a few options of the
 configuration. What the recipient's domain publishes (its TLSA records, RFC 7672; its MTA-STS
 policy, RFC 8461) is a floor: it raises what a host must prove, and no setting lowers it.
-`requirement` joins the settings before the relay connects, `floor_at` finds the floor of a host,
-`under` joins both, and `next_step` decides what to do after the handshake. Only this module makes
-these decisions, without I/O: an attempt follows the table, `relay explain` shows it, and
+`requirement` joins the settings before the relay connects, `under` joins them with the floor of a
+host (`relay.route.floor`), and `next_step` decides what to do after the handshake. Only these two
+modules decide, without I/O: an attempt follows the table, `relay explain` shows it, and
 `relay probe` compares a host with it (both in the words of `relay.route.forecast`).
 
     require  skip    secured  unverified          not offered  refused      handshake failed
@@ -42,46 +42,29 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from relay.mail.memory import Shown
-from relay.mail.outcome import (
-    NO_POLICY,
-    DowngradeReason,
-    HopPolicy,
-    Level,
-    PolicyMode,
-    PolicyResult,
-    PolicyType,
-    Waived,
-)
+from relay.mail.outcome import DowngradeReason, Level, PolicyResult
 from relay.mail.record import record
-from relay.mail.tls_session import JudgedBy
 from relay.policy.settings import TlsSettings
-from relay.route.floor import NO_DANE, NO_STS, DaneFloor, DaneState, StsFloor
-from relay.route.mta_sts import StsMode, matches
+from relay.route.floor import NO_FLOOR, Floor, Proof
 from relay.route.next_hop import NO_CHAIN, Host, TlsMode
 
 __all__ = [
     "DOWNGRADE_REASONS",
-    "NO_FLOOR",
     "STRONG",
     "Action",
-    "Floor",
-    "HostFloor",
     "NextStep",
     "OnTlsUnmet",
     "OnUnverified",
-    "Proof",
     "Requirement",
     "SecurityOptions",
     "Situation",
     "TlsVersion",
     "at_host",
     "demands_verified_tls",
-    "floor_at",
     "held_to",
     "instead",
     "is_below",
     "next_step",
-    "not_named",
     "policy_result",
     "requirement",
     "under",
@@ -122,58 +105,6 @@ class SecurityOptions:
     on_unverified: OnUnverified = OnUnverified.PLAINTEXT
     min_version: TlsVersion = TlsVersion.TLS_1_2
     opportunistic_min_version: TlsVersion = TlsVersion.TLS_1_0
-
-
-class Proof(StrEnum):
-    """What a host has to prove before it gets a message, as `relay explain` names it."""
-
-    NOTHING = "nothing"
-    ENCRYPTED = "encrypted"
-    PKIX = "pkix"
-    """TLS, and a certificate of a trusted authority for the host's name."""
-    DANE = "dane"
-    """TLS, and a certificate that one of its TLSA records matches."""
-    PIN = "pin"
-    """TLS, and a key that the operator has pinned; no authority is asked (`ca_file: none`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """What the recipient's domain requires of a host, beside the settings of a message.
-
-    `asks`: the proof that it requires. `is_enforced`: false in testing mode, which stops no mail.
-    `dane`: the TLSA records that judge the certificate. `policy`: the id of the MTA-STS policy,
-    with its domain. Two messages with different floors share no connection.
-    """
-
-    asks: Proof = Proof.NOTHING
-    is_enforced: bool = True
-    dane: DaneFloor = NO_DANE
-    policy: str = ""
-
-    @property
-    def holds(self) -> Proof:
-        """The proof that mail needs: none in testing mode."""
-        return self.asks if self.is_enforced else Proof.NOTHING
-
-
-NO_FLOOR = Floor()
-
-
-@dataclass(frozen=True, slots=True)
-class HostFloor:
-    """What the recipient's domain requires of one host, as known before the relay connects.
-
-    `policy`: the facts for the delivery log so far. `not_used`: why the relay does not connect to
-    the host, "" where it does. `judged_by`: the policy, as reports on TLS name it. `told`: the
-    domain that has the policy and gets these reports; "" where there can be none.
-    """
-
-    floor: Floor = NO_FLOOR
-    policy: HopPolicy = NO_POLICY
-    not_used: str = ""
-    judged_by: JudgedBy | None = None
-    told: str = ""
 
 
 @record(frozen=True, slots=True)
@@ -327,8 +258,6 @@ _TABLE: Mapping[tuple[Proof, bool], tuple[NextStep, NextStep, NextStep, NextStep
 }
 # fmt: on
 
-_NAMES_SHOWN = 5
-
 STRONG = 2
 """OpenSSL's level of 112 bits: RSA and DH of 2048 bits (RFC 9325 §4)."""
 _ANY_STRENGTH = 0
@@ -397,85 +326,6 @@ def demands_verified_tls(host: Host) -> bool:
     if host.credentials is not None or hop is None:
         return host.credentials is not None
     return hop.auth is not None or hop.certificate is not None or bool(hop.pin_sha256)
-
-
-def not_named(name: str, sts: StsFloor, pins: tuple[str, ...] | None) -> str:
-    """Why the relay does not connect to a mail host because of its name; "" where it may.
-
-    `pins`: the names that the operator allows for this domain, None for any.
-    """
-    if pins is not None and not matches(pins, name):
-        return f"is none of the hosts that the configuration allows for this domain: {_few(pins)}"
-    if sts.holds and not sts.names(name):
-        return f"is not named by the MTA-STS policy of {sts.domain}, which names {_few(sts.mx)}"
-    return ""
-
-
-def floor_at(
-    name: str,
-    *,
-    dane: DaneFloor = NO_DANE,
-    sts: StsFloor = NO_STS,
-    pins: tuple[str, ...] | None = None,
-    mx_secure: bool = False,
-    waived: Waived | None = None,
-) -> HostFloor:
-    """The floor of a mail host.
-
-    Where there are usable TLSA records, only DANE judges the certificate; the MTA-STS policy still
-    says which host names are allowed (RFC 8461 §2). An enforced floor comes before a testing one.
-    """
-    found = _floor_at(name, dane, sts, pins)
-    return replace(found, policy=replace(found.policy, mx_secure=mx_secure, waived=waived))
-
-
-def _floor_at(name: str, dane: DaneFloor, sts: StsFloor, pins: tuple[str, ...] | None) -> HostFloor:
-    by_sts, by_dane = _under_sts(name, sts), _under_dane(dane)
-    if reason := not_named(name, sts, pins):
-        # A pin decides before any policy does; that the policy could not be fetched stays known.
-        is_pinned_out = not_named(name, NO_STS, pins) != "" and sts.error is None
-        return HostFloor(policy=NO_POLICY if is_pinned_out else by_sts.policy, not_used=reason)
-    decides = dane.state in (DaneState.USABLE, DaneState.FAILED)
-    if by_dane is None or (sts.holds and not (decides and dane.is_enforced)):
-        return by_sts
-    return by_dane
-
-
-def _under_dane(dane: DaneFloor) -> HostFloor | None:
-    """The floor by TLSA records; None where there are none, or where none were looked up."""
-    mode = PolicyMode.ENFORCE if dane.is_enforced else PolicyMode.TESTING
-    match dane.state:
-        case DaneState.USABLE:
-            floor = Floor(Proof.DANE, dane.is_enforced, dane)
-            return HostFloor(floor, HopPolicy(PolicyType.TLSA, mode))
-        case DaneState.UNUSABLE:
-            floor = Floor(Proof.ENCRYPTED, dane.is_enforced, dane)
-            return HostFloor(floor, HopPolicy(PolicyType.TLSA, mode, PolicyResult.TLSA_INVALID))
-        case DaneState.FAILED:
-            policy = HopPolicy(PolicyType.TLSA, mode, PolicyResult.DNSSEC_INVALID)
-            reason = f"is not used, since its TLSA records are not known: {dane.error}"
-            return HostFloor(policy=policy, not_used=reason if dane.is_enforced else "")
-        case _:
-            return None
-
-
-def _under_sts(name: str, sts: StsFloor) -> HostFloor:
-    """The floor by the domain's MTA-STS policy."""
-    match sts.mode:
-        case None if sts.error is not None:
-            return HostFloor(policy=HopPolicy(PolicyType.STS, None, PolicyResult(sts.error.value)))
-        case None:
-            return HostFloor()
-        case StsMode.NONE:
-            return HostFloor(policy=HopPolicy(PolicyType.NONE, PolicyMode.NONE))
-    policy = HopPolicy(PolicyType.STS, PolicyMode(sts.mode.value))
-    if not sts.names(name):
-        return HostFloor(policy=replace(policy, result=PolicyResult.VALIDATION_FAILURE))
-    return HostFloor(Floor(Proof.PKIX, sts.holds, policy=f"{sts.domain} {sts.id}"), policy)
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
 
 
 def under(needed: Requirement, floor: Floor, options: SecurityOptions) -> Requirement:

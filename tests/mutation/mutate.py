@@ -39,6 +39,7 @@ TARGETS = {
         "tests/unit/route/test_security.py",
         "tests/unit/route/test_floors.py",
     ),
+    "relay.route.floor": ("tests/unit/route/test_floors.py",),
     "relay.route.forecast": (
         "tests/unit/route/test_forecast.py",
         "tests/unit/route/test_floors.py",

@@ -9,8 +9,8 @@ import pytest
 
 from relay.deliver.host_health import Cause, HostHealth, Trial, rest
 from relay.mail.outcome import Code, Deferred
+from relay.route.floor import Proof
 from relay.route.next_hop import Credentials, Host, IpFamily, NextHop
-from relay.route.security import Proof
 
 HOP = NextHop("provider", (("a.example", "b.example"), ("c.example",)), 587)
 A = Host("a.example", "192.0.2.1", 587, hop=HOP)

@@ -6,9 +6,10 @@ import pytest
 
 from relay.deliver.negotiate import SessionOptions
 from relay.deliver.probe import HostReport, probe, probe_all
+from relay.route.floor import HostFloor
 from relay.route.next_hop import TlsMode
 from relay.route.security import Action as Next
-from relay.route.security import HostFloor, SecurityOptions, Situation
+from relay.route.security import SecurityOptions, Situation
 from relay.sandbox.certificates import Kind
 from relay.sandbox.script import TLS_1_0_ONLY, Script, ScriptedReply, StartTls, Then
 from tests.unit.deliver.conftest import QUICK

@@ -20,26 +20,32 @@ from relay.mail.outcome import (
 )
 from relay.mail.tls_session import TlsSession
 from relay.policy.settings import Setting, Source, TlsSettings
-from relay.route.floor import NO_STS, DaneFloor, DaneState, StsFloor, Tlsa
+from relay.route.floor import (
+    NO_FLOOR,
+    NO_STS,
+    DaneFloor,
+    DaneState,
+    Floor,
+    HostFloor,
+    Proof,
+    StsFloor,
+    Tlsa,
+    floor_at,
+    not_named,
+)
 from relay.route.forecast import describe, forecast, forecasts, not_used, sentence
 from relay.route.mta_sts import PolicyError, StsMode
 from relay.route.next_hop import Credentials, Host, TlsMode
 from relay.route.security import (
-    NO_FLOOR,
     Action,
-    Floor,
-    HostFloor,
     OnTlsUnmet,
     OnUnverified,
-    Proof,
     Requirement,
     SecurityOptions,
     Situation,
     TlsVersion,
     at_host,
-    floor_at,
     next_step,
-    not_named,
     policy_result,
     requirement,
     under,

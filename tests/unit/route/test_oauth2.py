@@ -23,24 +23,19 @@ from relay.route.next_hop import Grant, TokenSource
 from relay.route.oauth2 import (
     DEVICE_CODE_GRANT,
     DeviceCode,
-    Granted,
     HttpAnswer,
     NotYet,
-    Pause,
-    ServiceKey,
-    Token,
-    TokenRefused,
     TokenRequest,
     TokenSecrets,
-    Unavailable,
     device_request,
     device_token_request,
-    pause_after,
     read_answer,
     read_device_answer,
     read_poll_answer,
     token_request,
 )
+from relay.route.service_account import ServiceKey
+from relay.route.token import Granted, Pause, Token, TokenRefused, Unavailable, pause_after
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 URL = "https://login.example/oauth2/token"

@@ -9,14 +9,13 @@ import pytest
 from relay.mail.memory import Shown
 from relay.mail.outcome import Level
 from relay.policy.settings import Setting, Source, TlsSettings
+from relay.route.floor import Floor, Proof
 from relay.route.next_hop import Auth, Credentials, Host, NextHop, TlsMode
 from relay.route.security import (
     DOWNGRADE_REASONS,
     Action,
-    Floor,
     OnTlsUnmet,
     OnUnverified,
-    Proof,
     Requirement,
     SecurityOptions,
     Situation,
