@@ -11,7 +11,7 @@ from relay import __version__
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
 from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.queue.verbs import VERBS
-from relay.report.webhook import NAMES
+from relay.report.webhook import KINDS
 
 __all__ = ["document"]
 
@@ -19,7 +19,7 @@ _REF = "#/components/schemas/{model}"
 
 _IN_PATH: JsonFields = {
     "domain": {"type": "string", "minLength": 1, "examples": ["example.com"]},
-    "name": {"type": "string", "enum": list(NAMES)},
+    "name": {"type": "string", "enum": list(KINDS)},
     "verb": {"type": "string", "enum": list(VERBS)},
     "id": {"type": "string", "minLength": 1, "examples": ["1K0P4WATZXQTFT009"]},
     "page": {"type": "string", "minLength": 1, "examples": ["W1tdLDAsZmFsc2Vd"]},

@@ -96,9 +96,9 @@ def _one(urls: tuple[str, ...], *, message: str = "") -> web.Response:
 
 
 def _name(text: str) -> str:
-    if text not in webhook.NAMES:
+    if text not in webhook.KINDS:
         raise ApiError(
-            400, f"id parameter is not a webhook's, known are: {', '.join(webhook.NAMES)}"
+            400, f"id parameter is not a webhook's, known are: {', '.join(webhook.KINDS)}"
         )
     return text
 

@@ -42,7 +42,7 @@ def dkim_key(domain: str, selector: str, kind: str, out: Path | None) -> None:
           example.com: {selector: relay1, key_file: /etc/relay/dkim/example.com.pem}
     """
     from relay.config import words
-    from relay.sign.keys import KeyFileError, new_key, record
+    from relay.sign.keys import KeyFileError, dns_record, new_key
 
     try:
         name, selector = words.domain(domain), words.selector(selector)
@@ -53,7 +53,7 @@ def dkim_key(domain: str, selector: str, kind: str, out: Path | None) -> None:
         key = new_key(path, kind=kind)
     except KeyFileError as error:
         fail(f"{path}: {error}")
-    click.echo(record(key, domain=name, selector=selector))
+    click.echo(dns_record(key, domain=name, selector=selector))
     click.echo(
         f"The private key is in {path}; the relay's user has to be able to read it.", err=True
     )

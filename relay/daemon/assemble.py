@@ -1,11 +1,9 @@
-"""The parts of a relay, put together in the order in which they may fail.
+"""Puts the parts of a worker together.
 
-    keys ─► store ─► settings, policies, memory ─► resolver, router ─► attempt ─► scheduler
+    DKIM keys ─► store ─► settings, policies, memory ─► resolver, router ─► attempt ─► scheduler
                                                                                ─► reception
 
-`assemble` makes the parts; `relay.daemon.running` starts them, and opens the listeners. `assemble`
-puts all that it opens on the exit stack that it is given. `StartError` says in a sentence what is
-missing.
+`relay.daemon.running` starts the parts, and opens the listeners.
 """
 
 from __future__ import annotations
@@ -48,6 +46,7 @@ from relay.deliver.tls import TlsContexts
 from relay.deliver.tokens import Tokens
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules
+from relay.queue.division import share
 from relay.queue.engine import WORKER_SPOOL, open_memory, open_policies, open_store, orphans
 from relay.queue.entry import Entry
 from relay.queue.memory import MemoryStore
@@ -72,24 +71,23 @@ from relay.submit.failures import Failures
 from relay.submit.secrets import SecretChecker
 from relay.web.state import Caught
 from relay.workers.worker import StartError, Worker
-from relay.workers.worker_config import part, shared_spool
+from relay.workers.worker_config import shared_spool
 
 __all__ = ["Parts", "assemble"]
 
 log = logging.getLogger(__name__)
 
-
-_FLOORS_AT_HAND_SECONDS = 1.0
-
+_FLOOR_SECONDS = 1.0
+"""How long a floor that was looked up is used again."""
 
 now: Callable[[], datetime] = partial(datetime.now, UTC)
-"""The clock with which the queue is opened; every part has the queue's own, `Store.clock`."""
+"""The clock until the queue is open. Every part uses that of the queue, `Store.clock`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """What a worker keeps on disk. `settings`: what was set over HTTP. `policies`, `memory`: the
-    MTA-STS policies, and what hosts have shown of TLS, which all workers share.
+    """What a worker keeps on disk. `settings`: what was set over HTTP. All workers share `policies`
+    (of MTA-STS) and `memory` (what hosts have shown of TLS).
     """
 
     queue: Store
@@ -101,10 +99,9 @@ class Stores:
 class Parts:
     """All that a worker is made of.
 
-    `config`, `signing_keys`, `reloaded` (when) and `reload_failed` are what a reload takes over;
-    `last_reload` is what the last one changed, and `locations` where each key stands. `caught`: see
-    `relay.web.state`.
-    `settings`: what was set over HTTP. `listeners`: those that are open now.
+    A reload replaces `config` and `signing_keys`, and sets `reloaded` (when), `reload_failed`,
+    `last_reload` (what it changed) and `locations` (file and line of each key). `caught`: the mail
+    of a demonstration. `settings`: what was set over HTTP. `listeners`: those that are open.
     """
 
     def __init__(
@@ -152,7 +149,7 @@ class Parts:
         self.attempt = self._make_attempt()
         self.scheduler = self._make_scheduler()
         self.reception = self._make_reception()
-        self.failures = Failures(elsewhere=worker.failed_elsewhere)
+        self.failures = Failures(elsewhere=worker.counters)
         self.passwords = SecretChecker(self.failures, clock=self.clock)
 
     def _make_router(self) -> Router:
@@ -187,7 +184,7 @@ class Parts:
             router=self.router,
             contexts=self.contexts,
             clock=self.clock,
-            at_once=max(1, part(AT_ONCE, self.worker.number, self.worker.workers)),
+            at_once=max(1, share(AT_ONCE, self.worker.number, self.worker.workers)),
             told=self._policy_fetched,
         )
 
@@ -204,20 +201,20 @@ class Parts:
             self.resolver,
             self.policies,
             self.rules,
-            seconds=_FLOORS_AT_HAND_SECONDS,
+            seconds=_FLOOR_SECONDS,
             memory=self.memory,
         )
 
     def _make_destinations(self) -> Destinations:
-        most, part = self.delivery.concurrency_per_destination, self.store.part
-        # Workers that are nodes have each a part of their own.
+        most = self.delivery.concurrency_per_destination
+        # Workers that are nodes divide a limit as other nodes do.
         table = None if self.config.queue.location.is_shared else self.worker.hop_limits
         return Destinations(
             most,
             self.config.queue.schedule,
             clock=time.monotonic,
-            limits=HopLimits(table, clock=time.monotonic, part=part),
-            parts=NodeParts(most, part, lambda domain: self.router.may_lead_to(domain)),
+            limits=HopLimits(table, clock=time.monotonic, part=self.store.part),
+            parts=NodeParts(most, self.store.part, lambda domain: self.router.may_lead_to(domain)),
         )
 
     def _make_attempt(self) -> Attempt:
@@ -273,7 +270,7 @@ class Parts:
             access=lambda: self.config.access,
             clock=self.clock,
             limits=replace(self.config.limits, connections=clients),
-            connections=Connections(self.worker.elsewhere),
+            connections=Connections(self.worker.counters),
         )
 
     def rules(self) -> PolicyRules:
@@ -281,7 +278,7 @@ class Parts:
         return self.settings.over(self.config.policy)
 
     def _listening(self) -> list[tuple[str, int]]:
-        """Where we listen, so that mail is never delivered to ourselves."""
+        """Where the relay listens, so that it never delivers mail to itself."""
         addresses = (listener.address for listener in self.listeners)
         return [
             (address.host, address.port) for address in addresses if isinstance(address, TcpAddress)
@@ -295,12 +292,12 @@ class Parts:
             now = self.clock()
             session = failed_fetch(domain, found, before, now=now)
             if session is not None:
-                counting = asyncio.create_task(self._count(session, now))
+                counting = asyncio.create_task(self._count_session(session, now))
                 self._counting.add(counting)
                 counting.add_done_callback(self._counting.discard)
 
-    async def _count(self, session: TlsSession, at: datetime) -> None:
-        """Count a session that belongs to no attempt."""
+    async def _count_session(self, session: TlsSession, at: datetime) -> None:
+        """Count a session that belongs to no attempt, for reports on TLS."""
         try:
             await self.store.count_sessions([session], at=at)
         except SpoolError as error:
@@ -310,7 +307,10 @@ class Parts:
 async def assemble(
     config: Config, *, worker: Worker, files: FileBudget, opened: AsyncExitStack
 ) -> Parts:
-    """The parts of one worker; what is to be closed again is on `opened`."""
+    """Make the parts of one worker, and put on `opened` what is to be closed.
+
+    `StartError` says in a sentence what is missing.
+    """
     signing_keys = _load_signing_keys(config)
     stores = await _open_stores(config, worker, opened)
     parts = Parts(config, worker, files, signing_keys=signing_keys, stores=stores)
@@ -345,7 +345,7 @@ async def _open_stores(config: Config, worker: Worker, opened: AsyncExitStack) -
 
 
 async def _open_queue(config: Config, worker: Worker) -> Store:
-    """This worker's queue. The first takes over those of workers that are no more."""
+    """Open this worker's queue. The first takes over the queues of workers that are no more."""
     location, at = config.queue.location, now()
     max_wait = latest_due(config.queue.schedule, now=at) - at
     adopting: list[Path] = []
@@ -363,15 +363,15 @@ async def _open_queue(config: Config, worker: Worker) -> Store:
 
 
 def _digest(config: Config) -> str:
-    """What this node decides by, in a few letters to be compared with those of other nodes."""
+    """A digest of the configuration, which nodes compare."""
     return sha256(json.dumps(fingerprints(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 async def _read_settings(
     store: Store, worker: Worker, *, is_shared: bool
 ) -> SettingsInForce | SettingsElsewhere:
-    """What was set over HTTP: the first worker keeps it, and tells the others. Where the queue is
-    shared, each reads it from there.
+    """What was set over HTTP. The first worker keeps it, and tells the others; where several nodes
+    share the queue, each worker reads it there.
     """
     shared = None if is_shared else worker.shared_settings
     if shared is not None and not worker.is_first:

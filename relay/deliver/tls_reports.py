@@ -46,7 +46,7 @@ from relay.queue.tls_sessions import (
     day_of,
 )
 from relay.report import deliverylog
-from relay.report.tls_report import Submitter, compose, packed, report_document
+from relay.report.tls_report import Submitter, compose, compressed, report_document
 from relay.route.answers import NoSuchName, Resolver, TxtAnswer
 from relay.route.report_time import RETRIED_FOR, next_try, report_due, reports_begin
 from relay.route.tlsrpt import ReportTarget, report_targets, tlsrpt_name
@@ -333,7 +333,7 @@ class TlsReporter:
             if target.address:
                 failed = await self._mail(target, day, domain, document)
             else:
-                failed = await self._post(target.uri, packed(document))
+                failed = await self._post(target.uri, compressed(document))
                 if failed is None:
                     await self._reports.finish_tls_report(
                         day, domain, target.uri, ReportResult.SENT

@@ -32,7 +32,7 @@ from relay.mail.header import split_content
 from relay.mail.printable import one_line
 from relay.queue.entry import QueuedMessage
 from relay.queue.settle import Change, Report, ReportKind
-from relay.report.dsn_text import is_reply, text_for_people
+from relay.report.dsn_text import WIDTH, is_reply, text_for_people
 
 __all__ = ["MAX_CONTENT_BYTES", "compose", "returns_content"]
 
@@ -42,8 +42,6 @@ MAX_CONTENT_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 64 * 1024
 _MAX_VALUE_BYTES = 940
 """The value of a field; with its name it fits a line of 998 octets (RFC 5322 §2.1.1)."""
-
-_WIDTH = 76
 
 _SUBJECT = {
     ReportKind.FAILED: "Your message could not be delivered",
@@ -104,7 +102,7 @@ def compose(
         writer.field("Subject", _SUBJECT[report.kind]),
         writer.field("Date", format_datetime(now)),
         writer.field("Message-ID", f"<{name}@{_ascii(hostname)}>"),
-        *_thread(section),
+        *_references(section),
         writer.field("Auto-Submitted", "auto-replied"),  # RFC 3834 §5
         writer.field("MIME-Version", "1.0"),
         "Content-Type: multipart/report; report-type=delivery-status;\r\n"
@@ -132,10 +130,10 @@ class _FieldWriter:
         value = _bounded_line(value) if self.international else _ascii(value)
         value = value.encode("utf-8")[:_MAX_VALUE_BYTES].decode("utf-8", "ignore").strip()
         line = f"{name}: {value}"
-        if not fold or len(line) <= _WIDTH:
+        if not fold or len(line) <= WIDTH:
             return f"{line}\r\n"
         lines = textwrap.wrap(
-            line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
         return "\r\n".join(lines) + "\r\n"
 
@@ -187,18 +185,18 @@ def _full_part(report: Report, content: bytes | None, writer: _FieldWriter) -> b
         return None
     kind = "message/global" if writer.international else "message/rfc822"
     encoding = "7bit" if content.isascii() else "8bit"
-    return _headed(kind, "Your message", encoding) + content
+    return _part_header(kind, "Your message", encoding) + content
 
 
 def _part(kind: str, description: str, body: bytes) -> bytes:
     if kind.startswith("message/global") and not _UNSAFE_8BIT.search(body):
-        return _headed(kind, description, "7bit" if body.isascii() else "8bit") + body
+        return _part_header(kind, description, "7bit" if body.isascii() else "8bit") + body
     if not _UNSAFE_7BIT.search(body):
-        return _headed(kind, description, "7bit") + body
-    return _headed(kind, description, "quoted-printable") + _quoted_printable(body)
+        return _part_header(kind, description, "7bit") + body
+    return _part_header(kind, description, "quoted-printable") + _quoted_printable(body)
 
 
-def _headed(kind: str, description: str, encoding: str) -> bytes:
+def _part_header(kind: str, description: str, encoding: str) -> bytes:
     return (
         f"Content-Type: {kind}\r\nContent-Description: {description}\r\n"
         f"Content-Transfer-Encoding: {encoding}\r\n\r\n"
@@ -257,7 +255,7 @@ def _from_xtext(text: str) -> str:
     return _XTEXT.sub(lambda match: chr(int(match[1], 16)), text)
 
 
-def _thread(section: bytes) -> list[str]:
+def _references(section: bytes) -> list[str]:
     """Fields that name the message, so that mail programs show both together (RFC 5322 §3.6.4)."""
     match = _MESSAGE_ID.search(b"\r\n" + section)
     if match is None:
@@ -266,7 +264,7 @@ def _thread(section: bytes) -> list[str]:
     return [f"In-Reply-To: {message_id}\r\n", f"References: {message_id}\r\n"]
 
 
-# --- how texts are written ------------------------------------------------------------------------
+# --- texts and octets ----------------------------------------------------------------------------
 
 
 def _bounded_line(text: str) -> str:

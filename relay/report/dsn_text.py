@@ -16,16 +16,17 @@ from relay.mail.printable import one_line
 from relay.queue.entry import QueuedMessage, State
 from relay.queue.settle import Change, Report, ReportKind
 
-__all__ = ["MAX_VALUE_CHARS", "is_reply", "text_for_people"]
+__all__ = ["WIDTH", "is_reply", "text_for_people"]
 
-MAX_VALUE_CHARS = 4 * 940
+_MAX_VALUE_CHARS = 4 * 940
 """Characters of a peer's text that are looked at."""
 
 _MAX_REPLY_LINES = 20
-_MAX_TOLD = 100
+_MAX_NAMED = 100
 """Recipients that the text for people names; the part for programs has them all."""
 
-_WIDTH = 76
+WIDTH = 76
+"""Columns of a line."""
 
 _OPENING = {
     ReportKind.FAILED: "Your message could not be delivered to the recipients below. "
@@ -98,12 +99,12 @@ def text_for_people(report: Report, hostname: str) -> Iterator[str]:
     ):
         if value:
             yield from _wrapped(f"{name}: {value}", "    ")
-    for change in report.changes[:_MAX_TOLD]:
+    for change in report.changes[:_MAX_NAMED]:
         yield ""
         yield from _about(report.kind, message, change)
-    if len(report.changes) > _MAX_TOLD:
+    if len(report.changes) > _MAX_NAMED:
         yield ""
-        more = len(report.changes) - _MAX_TOLD
+        more = len(report.changes) - _MAX_NAMED
         yield f"And {more} more recipients, listed in the report for programs."
     yield ""
     yield from _wrapped("A report for programs and the header of your message are attached.")
@@ -118,7 +119,7 @@ def _about(kind: ReportKind, message: QueuedMessage, change: Change) -> Iterator
             change.recipient.last.at if change.recipient.last else message.arrived
         ) - message.arrived
         yield from _wrapped(f"Given up after {max(days.days, 0)} days. The last attempt:", "    ")
-    yield from _what_was_said(change)
+    yield from _reply_lines(change)
     if outcome.description:
         yield from _wrapped(outcome.description, "    ")
     if isinstance(outcome, Deferred) and outcome.in_doubt:
@@ -133,7 +134,7 @@ def _about(kind: ReportKind, message: QueuedMessage, change: Change) -> Iterator
         yield from _wrapped(f"What to do: {_advice(change.status)}", "    ")
 
 
-def _what_was_said(change: Change) -> Iterator[str]:
+def _reply_lines(change: Change) -> Iterator[str]:
     """The host's reply, line by line."""
     outcome, session = change.outcome, change.outcome.session
     if not is_reply(outcome.code):
@@ -150,11 +151,11 @@ def _advice(status: str) -> str:
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
     """A paragraph in lines of at most 76 characters."""
-    line = one_line(text[:MAX_VALUE_CHARS]).strip()
-    if len(line) + len(indent) <= _WIDTH:
+    line = one_line(text[:_MAX_VALUE_CHARS]).strip()
+    if len(line) + len(indent) <= WIDTH:
         return [indent + line] if line else []
     return textwrap.wrap(
-        line, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        line, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
 
 

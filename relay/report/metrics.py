@@ -1,29 +1,7 @@
 """Counts what the relay does, and writes the numbers for Prometheus.
 
-One `Metrics` for each worker. The store in front of the queue tells it what was committed: a
-message accepted (`accepted`), the result of an attempt (`settled`), a domain looked up (`routed`).
-Each call costs about a microsecond, because it only adds numbers. The text for Prometheus is made
-when Prometheus asks (`render`), with a `Snapshot` of the present state.
-
-    relay_messages_accepted_total{origin}           messages the relay took responsibility for
-    relay_accepted_bytes_total
-    relay_deliveries_total{result,tls,verified}     attempts by result, one for each recipient
-    relay_tls_downgrades_total{reason}              sent in clear where TLS was tried
-    relay_tls_unmet_total                           not sent, because no host had the TLS required
-    relay_dsns_total
-    relay_results_refused_total                     results not recorded: another node has it
-    relay_delivery_seconds                          of an attempt, from the connect to the answer
-    relay_delay_seconds                             from the acceptance to the delivery
-    relay_store_commit_seconds{operation}           until accept (or result) is committed and synced
-    relay_route_seconds, relay_routes_failed_total  where a domain's mail goes: DNS and its cache
-    relay_sts_fetches_total{result}                 MTA-STS policies fetched, or why not
-    relay_downgrade_alarms_total{before,now}        hosts with less TLS than before, once a day
-    relay_policy_failures_total{policy,result}      hosts that failed the policy of their domain
-    relay_tls_reports_total{transport,result}       reports on TLS sent, failed, given up
-    relay_token_requests_total{oauth2,result}       access tokens: granted, refused, unavailable
-    relay_logins_refused_total{next_hop}            logins that a next hop refused
-    relay_nodes{state}, relay_database_…            the nodes that share a queue, and its database
-    relay_unknown_commits_total                     commits whose outcome had to be asked for
+Each worker has a `Metrics`. Its methods only add numbers, so a call costs about a microsecond.
+`render` makes the text when Prometheus asks, with a `Snapshot` of the present state.
 
 Labels are words of the relay or of its configuration, never of a peer, so that no stranger can add
 series.
@@ -162,8 +140,8 @@ class Metrics:
         self._token_requests: dict[tuple[str, str], int] = {}
         self._logins_refused: dict[str, int] = {}
         self._registry = CollectorRegistry(auto_describe=False)
-        self._latest = _Latest(self)
-        self._registry.register(self._latest)
+        self._collector = _Collector(self)
+        self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
 
     @property
@@ -173,7 +151,7 @@ class Metrics:
         count = sum(histogram.counts)
         return histogram.sum / count if count else None
 
-    # --- what the relay tells ---------------------------------------------------------------------
+    # --- counting ---------------------------------------------------------------------------------
 
     def accepted(self, origin: str, size_bytes: int, seconds: float) -> None:
         """A message was committed, after so many seconds in the store."""
@@ -185,7 +163,7 @@ class Metrics:
         """The result of an attempt was committed."""
         self._commits["result"].observe(seconds)
         for change in settlement.changes:
-            self._changed(change, settlement)
+            self._count_change(change, settlement)
 
     def refused(self, count: int) -> None:
         """So many results are not recorded, since another node has the message."""
@@ -229,7 +207,7 @@ class Metrics:
         """A next hop refused the relay's login."""
         self._logins_refused[next_hop] = self._logins_refused.get(next_hop, 0) + 1
 
-    def _changed(self, change: Change, settlement: Settlement) -> None:
+    def _count_change(self, change: Change, settlement: Settlement) -> None:
         state, session = change.recipient.state, change.outcome.session
         policy = session.policy if session is not None else change.outcome.policy
         if policy is not None and policy.result is not None:
@@ -246,11 +224,11 @@ class Metrics:
         elif isinstance(change.outcome, Deferred) and change.outcome.tls_unmet:
             self._unmet += 1
 
-    # --- what Prometheus asks ---------------------------------------------------------------------
+    # --- the text for Prometheus ------------------------------------------------------------------
 
     def render(self, snapshot: Snapshot) -> bytes:
         """Everything, in Prometheus' text format."""
-        self._latest.snapshot = snapshot
+        self._collector.snapshot = snapshot
         return generate_latest(self._registry)
 
     def counters(self) -> Iterator[Metric]:
@@ -270,7 +248,7 @@ class Metrics:
             "session took place.",
             ("result", "tls", "verified"),
             (
-                ((_RESULTS.get(state, "other"), _word(tls), _word(verified)), count)
+                ((_RESULTS.get(state, "other"), _truth(tls), _truth(verified)), count)
                 for (state, tls, verified), count in self._deliveries.items()
             ),
         )
@@ -333,8 +311,8 @@ class Metrics:
         yield _histogram("relay_route_seconds", text, self._route)
 
 
-class _Latest(Collector):
-    """The metrics and the latest snapshot, as a collector of a registry."""
+class _Collector(Collector):
+    """The counters and the latest snapshot, for the registry of `prometheus_client`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -396,7 +374,7 @@ def _gauges(now: Snapshot) -> Iterator[Metric]:
 
 def _database_gauges(now: DatabaseState | None) -> Iterator[Metric]:
     """Of a queue that several nodes share; without a value for any other."""
-    here = [now] if now is not None else []
+    shown = [now] if now is not None else []
     nodes = {"live": now.live, "lost": now.lost} if now is not None else {}
     text = "Nodes that share the queue; lost: another node has taken their mail over."
     yield _gauge("relay_nodes", text, "state", nodes)
@@ -405,27 +383,27 @@ def _database_gauges(now: DatabaseState | None) -> Iterator[Metric]:
         "asynchronous": now.asynchronous_standbys if now else 0,
     }
     text = "Standbys of the queue's database that follow it, by whether a commit waits for them."
-    yield _gauge("relay_database_standbys", text, "mode", standbys if here else {})
+    yield _gauge("relay_database_standbys", text, "mode", standbys if shown else {})
     for name, text, values in (
         (
             "standby_lag_bytes",
             "Write-ahead log that the standby furthest behind has not synced.",
-            [one.standby_lag_bytes for one in here],
+            [one.standby_lag_bytes for one in shown],
         ),
         (
             "dead_rows",
             "Removed rows of the queue's tables that were not vacuumed yet.",
-            [one.dead_rows for one in here],
+            [one.dead_rows for one in shown],
         ),
         (
             "oldest_xmin_age_transactions",
             "Transactions begun since the oldest one whose view of the data is still kept.",
-            [one.oldest_xmin_age for one in here],
+            [one.oldest_xmin_age for one in shown],
         ),
         (
             "oldest_transaction_seconds",
             "How long the oldest transaction has been open.",
-            [one.oldest_transaction_seconds for one in here],
+            [one.oldest_transaction_seconds for one in shown],
         ),
     ):
         family = GaugeMetricFamily(f"relay_database_{name}", text, labels=())
@@ -435,12 +413,12 @@ def _database_gauges(now: DatabaseState | None) -> Iterator[Metric]:
     commits = CounterMetricFamily(
         "relay_unknown_commits", "Commits whose outcome had to be asked for.", labels=()
     )
-    for one in here:
+    for one in shown:
         commits.add_metric((), one.unknown_commits)
     yield commits
 
 
-def _word(truth: bool | None) -> str:
+def _truth(truth: bool | None) -> str:
     return "" if truth is None else "true" if truth else "false"
 
 

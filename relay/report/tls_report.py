@@ -1,7 +1,7 @@
 """Writes a report on TLS (RFC 8460): tells a domain of a day's sessions with its mail hosts. Pure.
 
     report_document   the report, as JSON has it (§4.4)
-    packed            the report in the octets that are sent
+    compressed            the report in the octets that are sent
     file_name         the name of the file (§5.1)
     compose           the mail that carries it (§5.3)
 
@@ -29,8 +29,8 @@ __all__ = [
     "Sessions",
     "Submitter",
     "compose",
+    "compressed",
     "file_name",
-    "packed",
     "report_document",
     "report_id",
 ]
@@ -87,7 +87,7 @@ def _policy(
     failures.sort(key=lambda one: (-one[1], one[0].result, one[0].mx_host, one[0].mx_ip))
     successful = sum(number for failure, number in counted if failure is None)
     policy: JsonObject = {
-        "policy": _known(
+        "policy": _without_empty(
             {
                 "policy-type": judged_by.type.value,
                 "policy-string": list(judged_by.strings),
@@ -106,7 +106,7 @@ def _policy(
 
 
 def _failure(failure: SessionFailure, number: int) -> JsonObject:
-    return _known(
+    return _without_empty(
         {
             "result-type": failure.result.value,
             "sending-mta-ip": failure.sending_ip,
@@ -118,7 +118,7 @@ def _failure(failure: SessionFailure, number: int) -> JsonObject:
     )
 
 
-def _known(members: JsonObject) -> JsonObject:
+def _without_empty(members: JsonObject) -> JsonObject:
     return {name: value for name, value in members.items() if value not in ("", [])}
 
 
@@ -128,7 +128,7 @@ def report_id(domain: str, day: date, submitter: Submitter) -> str:
     return f"{day.isoformat()}.{digest}@{submitter.domain}"
 
 
-def packed(document: JsonFields) -> bytes:
+def compressed(document: JsonFields) -> bytes:
     """A report as compressed JSON. The octets are the same each time."""
     return gzip.compress(to_json(document).encode("ascii"), mtime=0)
 
@@ -172,7 +172,7 @@ def compose(
         "MIME-Version: 1.0",
         f'Content-Type: multipart/report; report-type="tlsrpt"; boundary="{boundary}"',
     ]
-    octets = packed(document)
+    octets = compressed(document)
     lines = [
         *fields,
         "",
@@ -181,7 +181,7 @@ def compose(
         f"--{boundary}",
         "Content-Type: text/plain; charset=us-ascii",
         "",
-        *_words(domain, day, document, submitter),
+        *_text(domain, day, document, submitter),
         "",
         f"--{boundary}",
         f"Content-Type: {MEDIA_TYPE}",
@@ -198,7 +198,7 @@ def compose(
     return "\r\n".join(lines).encode("ascii")
 
 
-def _words(domain: str, day: date, document: JsonFields, submitter: Submitter) -> Iterable[str]:
+def _text(domain: str, day: date, document: JsonFields, submitter: Submitter) -> Iterable[str]:
     """The text for people."""
     summaries = [policy["summary"] for policy in document["policies"]]
     successful = sum(one["total-successful-session-count"] for one in summaries)

@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 
 from relay.mail.event import Event
 
-__all__ = ["NAMES", "RETRY", "kind_of", "next_try", "payload"]
+__all__ = ["KINDS", "RETRY", "kind_of", "next_try", "payload"]
 
-NAMES = ("accepted", "delivered", "temporary_fail", "permanent_fail")
+KINDS = ("accepted", "delivered", "temporary_fail", "permanent_fail")
 """The kinds of events that a webhook can be for."""
 
 RETRY = (
@@ -28,11 +28,11 @@ RETRY = (
     timedelta(hours=4),
 )
 
-_NEVER_AGAIN = 406
+_NOT_ACCEPTABLE = 406
 
 
 def kind_of(event: Event) -> str:
-    """The kind of an event, one of `NAMES` (or another name, for which there is no webhook)."""
+    """The kind of an event, one of `KINDS` (or another name, for which there is no webhook)."""
     if event.name != "failed":
         return event.name
     return f"{json.loads(event.line)['severity']}_fail"
@@ -50,6 +50,6 @@ def next_try(status: int | None, *, attempts: int, now: datetime) -> datetime | 
 
     `status`: of the answer; None where there was none.
     """
-    if status is not None and (200 <= status < 300 or status == _NEVER_AGAIN):
+    if status is not None and (200 <= status < 300 or status == _NOT_ACCEPTABLE):
         return None
     return now + RETRY[attempts] if attempts < len(RETRY) else None

@@ -105,15 +105,15 @@ def sentence_of(event: JsonFields) -> str:
     text = answer_text(
         status["code"], status["enhanced-code"], status["message"] or status["description"]
     )
-    way = _way(event)
+    tls = _tls_text(event)
     if event["event"] == "delivered":
-        return f"{way}, {host}: {text}" if host else text
+        return f"{tls}, {host}: {text}" if host else text
     if event.get("reason") == "removed":
         return str(status["description"])
-    said = f"not sent: {way}" if way else f"not sent: {_without_host(text, host)}"
-    named = host or (_named_in(status) if way else "")
-    details = ", ".join(one for one in (named, status["enhanced-code"] if way else "") if one)
-    return f"{said} ({details})" if details else said
+    sentence = f"not sent: {tls}" if tls else f"not sent: {_without_host(text, host)}"
+    named = host or (_host_named_in(status) if tls else "")
+    details = ", ".join(one for one in (named, status["enhanced-code"] if tls else "") if one)
+    return f"{sentence} ({details})" if details else sentence
 
 
 def lacks_tls(event: JsonFields) -> bool:
@@ -151,8 +151,8 @@ def _deciding_code(status: JsonFields) -> int:
     return int(status.get("last-code", status["code"]))
 
 
-def _way(event: JsonFields) -> str:
-    """How the message was sent. For one that was not: what was wrong with TLS, or ""."""
+def _tls_text(event: JsonFields) -> str:
+    """The TLS with which the message was sent. If it was not sent: what TLS it lacked, or ""."""
     status = event["delivery-status"]
     match protection_of(event):
         case Protection.VERIFIED:
@@ -165,18 +165,18 @@ def _way(event: JsonFields) -> str:
             return f"{clear}, waived: TLS-Required: No" if says_no else clear
     if not lacks_tls(event):
         return ""
-    held, why = _held(event), _why(status)
-    return f"{held}, {why}" if why else held
+    required, fault = _required_by(event), _tls_fault(status)
+    return f"{required}, {fault}" if fault else required
 
 
-def _held(event: JsonFields) -> str:
+def _required_by(event: JsonFields) -> str:
     """What required the TLS that the host lacked. The setting of the message comes first."""
     status, policy = event["delivery-status"], event["policy"]
     if policy["require-tls"]:
         return "TLS required"
     if policy.get("requiretls"):
         return "held by REQUIRETLS"
-    if _PINNED_OUT in _why(status):
+    if _PINNED_OUT in _tls_fault(status):
         return "held by a pin"
     if status.get("policy-mode") == PolicyMode.ENFORCE:
         name = _HELD_BY.get(status.get("policy-type"))
@@ -202,12 +202,12 @@ def _clear_text(downgrade: JsonFields | None) -> str:
     return f"in clear ({error or known})"
 
 
-def _why(status: JsonFields) -> str:
-    """What was wrong with TLS: the relay's sentence, without the name of the host."""
+def _tls_fault(status: JsonFields) -> str:
+    """What was wrong with TLS: the relay's sentence without the name of the host."""
     return _HOST.sub("", _own_text(status), count=1).removeprefix(_NOT_VERIFIED).rstrip(".")
 
 
-def _named_in(status: JsonFields) -> str:
+def _host_named_in(status: JsonFields) -> str:
     """The host in the relay's sentence: without a connection to it there is no `mx-host`."""
     found = _NAMED_HOST.match(_own_text(status))
     return found[1] if found is not None else ""

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa, uti
 from relay.sign.options import DkimDomain
 from relay.sign.signature import SigningKey
 
-__all__ = ["KeyFileError", "load_key", "load_keys", "new_key", "record"]
+__all__ = ["KeyFileError", "dns_record", "load_key", "load_keys", "new_key"]
 
 _LEAST_BITS = 1024
 _STRING_OCTETS = 255
@@ -40,7 +40,7 @@ class RsaKey:
     def sign(self, digest: bytes) -> bytes:
         return self.key.sign(digest, padding.PKCS1v15(), utils.Prehashed(hashes.SHA256()))
 
-    def public(self) -> str:
+    def record_text(self) -> str:
         """The record's text. Its p= tag is the SubjectPublicKeyInfo."""
         spki = self.key.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -58,7 +58,7 @@ class Ed25519Key:
     def sign(self, digest: bytes) -> bytes:
         return self.key.sign(digest)
 
-    def public(self) -> str:
+    def record_text(self) -> str:
         """The record's text. Its p= tag is the key without a wrapper (RFC 8463 §4)."""
         raw = self.key.public_key().public_bytes_raw()
         return f"v=DKIM1; k=ed25519; p={base64.b64encode(raw).decode()}"
@@ -114,21 +114,21 @@ def new_key(path: Path, *, kind: str) -> RsaKey | Ed25519Key:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(pem)
             if os.geteuid() == 0:
-                _give_to_directory(file.fileno(), path.parent.stat())
+                _take_owner_of(file.fileno(), path.parent.stat())
     except OSError as error:
         raise KeyFileError(error.strerror or str(error)) from None
     return made
 
 
-def _give_to_directory(fd: int, directory: os.stat_result) -> None:
+def _take_owner_of(fd: int, directory: os.stat_result) -> None:
     os.fchown(fd, directory.st_uid, directory.st_gid)
     if directory.st_gid and directory.st_mode & stat.S_IXGRP:
         os.fchmod(fd, 0o640)
 
 
-def record(key: RsaKey | Ed25519Key, *, domain: str, selector: str) -> str:
+def dns_record(key: RsaKey | Ed25519Key, *, domain: str, selector: str) -> str:
     """The record that publishes a key, as in a zone file: in strings of at most 255 octets."""
-    text = key.public()
+    text = key.record_text()
     strings = [text[i : i + _STRING_OCTETS] for i in range(0, len(text), _STRING_OCTETS)]
     quoted = "\n    ".join(f'"{string}"' for string in strings)
     return f"{selector}._domainkey.{domain}. IN TXT (\n    {quoted} )"

@@ -6,9 +6,9 @@ only the reverse-path: another domain in From must not get a signature of that d
 the relay have no reverse-path; for them From alone decides.
 
 The signature is made last, over the octets that are sent. RFC 6376 §5.4.1 says which fields are
-signed. A field that a reader sees is named once more than it occurs, so that nobody can add a
-second one (§8.15). dkimpy writes the field and its hash; `cryptography` signs the hash, because it
-is much faster.
+signed. A field that a reader sees is oversigned: named once more than it occurs, so that nobody can
+add a second one (§8.15). dkimpy writes the field and its hash; `cryptography` signs the hash,
+because it is much faster.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SigningKey:
     key: _Key
 
 
-_UNTIL_TWICE = (
+_OVERSIGNED = (
     b"from",
     b"to",
     b"cc",
@@ -67,7 +67,7 @@ def may_sign(keys: Mapping[str, SigningKey], message: QueuedMessage) -> bool:
 
     The content is not needed for this, so the relay need not read it where the result is False.
     """
-    if not keys or _is_unwanted(message):
+    if not keys or _has_opted_out(message):
         return False
     return _sender_domain(message) in keys if message.reverse_path else message.origin == "dsn"
 
@@ -86,7 +86,7 @@ def key_for(
 
 def why_unsigned(keys: Mapping[str, SigningKey], message: QueuedMessage) -> str:
     """Why a message has no signature, if the domain of its sender or author has a key; else ""."""
-    if not keys or _is_unwanted(message):
+    if not keys or _has_opted_out(message):
         return ""
     author = author_domain(f"From: {message.summary.from_}".encode("utf-8", "replace"))
     sender = _sender_domain(message)
@@ -95,7 +95,7 @@ def why_unsigned(keys: Mapping[str, SigningKey], message: QueuedMessage) -> str:
     return f"the sender's domain ({sender or 'none'}) is not the author's ({author or 'not clear'})"
 
 
-def _is_unwanted(message: QueuedMessage) -> bool:
+def _has_opted_out(message: QueuedMessage) -> bool:
     return message.terms is not None and not message.terms.is_signed
 
 
@@ -164,7 +164,7 @@ class _Signer(dkim.DKIM):  # type: ignore[misc]  # dkimpy has no types
     def signature(self, signing: SigningKey, body_hash: bytes, now: datetime) -> bytes:
         names = [name.lower() for name, _ in self.headers if name.lower() in self.should_sign]
         names += [
-            name for name in _UNTIL_TWICE if name not in (b"content-type", b"cc") or name in names
+            name for name in _OVERSIGNED if name not in (b"content-type", b"cc") or name in names
         ]
         relaxed = CanonicalizationPolicy.from_c_value(b"relaxed/relaxed")
         tags = [

@@ -1,7 +1,7 @@
 """What the relay does with a message that comes in, over SMTP as over HTTP.
 
 message        judges and rewrites a header section; makes the message that the queue holds
-options        when a message is to go out, its tags, test mode: header fields and values
+options        what a message asks for besides security: when it is sent, tags, test mode
 trace          the Received field, and the fields that a client left out
 failures       how often a password may be wrong, and which passwords are checked after that
 secrets        checks a password or key

@@ -25,10 +25,11 @@ from relay.mail.newest import keep_newest
 
 __all__ = ["FailedElsewhere", "Failures", "client_key"]
 
-_OF_NAME = 10
-_OF_CLIENT = 30
+_MOST_OF_NAME = 10
+_MOST_OF_CLIENT = 30
 _WINDOW = timedelta(minutes=10)
 _TURN = timedelta(seconds=10)
+"""Between two checks of a name whose client has to wait."""
 _REMEMBERED = 10_000
 
 
@@ -54,30 +55,29 @@ class Failures:
         self._remembered = remembered
         self._counts: dict[str, tuple[int, datetime]] = {}
         self._turns: dict[tuple[str, str, bool], datetime] = {}
-        self._marks: dict[bytes, datetime | None] = {}
+        self._digests: dict[bytes, datetime | None] = {}
         self._elsewhere = elsewhere
         self.total = 0
 
     def must_wait(self, client: str, name: str, now: datetime) -> bool:
         """Whether there were too many wrong passwords."""
-        return (
-            self._all(_key(client, name), now) >= _OF_NAME or self._all(client, now) >= _OF_CLIENT
-        )
+        of_name = self._of_all_workers(_key(client, name), now)
+        return of_name >= _MOST_OF_NAME or self._of_all_workers(client, now) >= _MOST_OF_CLIENT
 
-    def has_turn(self, client: str, name: str, mark: bytes, now: datetime) -> bool:
+    def has_turn(self, client: str, name: str, digest: bytes, now: datetime) -> bool:
         """Whether the relay checks this password of a client that must wait.
 
-        `mark`: a digest of the password. `name`: "" for every name that does not exist, so that all
+        `digest`: of the password. `name`: "" for every name that does not exist, so that all
         of them share one turn.
         """
-        comes_again, looked_at = mark in self._marks, self._marks.get(mark)
-        if looked_at is not None and now - looked_at < _WINDOW:
+        is_repeated, checked = digest in self._digests, self._digests.get(digest)
+        if checked is not None and now - checked < _WINDOW:
             return False
-        turn = (client, name, comes_again)
+        turn = (client, name, is_repeated)
         has_turn = now - self._turns.get(turn, now - _TURN) >= _TURN
         if has_turn:
             keep_newest(self._turns, turn, now, most=self._remembered)
-        keep_newest(self._marks, mark, now if has_turn else None, most=self._remembered)
+        keep_newest(self._digests, digest, now if has_turn else None, most=self._remembered)
         return has_turn
 
     def count(self, client: str, name: str, now: datetime) -> None:
@@ -105,7 +105,7 @@ class Failures:
         """How many wrong passwords of a name came from a client, as far as this worker knows."""
         return self._recent(_key(client, name), now)
 
-    def _all(self, key: str, now: datetime) -> int:
+    def _of_all_workers(self, key: str, now: datetime) -> int:
         elsewhere = self._elsewhere.failures_of(key, now - _WINDOW) if self._elsewhere else 0
         return self._recent(key, now) + elsewhere
 

@@ -16,8 +16,8 @@ from relay.submit.failures import client_key
 
 __all__ = ["LogLimit"]
 
-_OF_CLIENT = 10
-_OF_ALL = 1000
+_MOST_OF_CLIENT = 10
+_MOST_OF_ALL = 1000
 _WINDOW = timedelta(minutes=10)
 _REMEMBERED = 10_000
 
@@ -48,18 +48,18 @@ class LogLimit:
         self._shares: dict[str, _Share] = {}
         self._all = _Share(datetime.min.replace(tzinfo=UTC))
 
-    def line(self, client: str, said: str, now: datetime) -> str | None:
+    def line(self, client: str, text: str, now: datetime) -> str | None:
         """The line to log about a client; None if its share is used up."""
-        share, everybody = self._share_of(client_key(client), now), self._all
-        everybody.renew(now)
-        if share.written >= _OF_CLIENT:
+        share, total = self._share_of(client_key(client), now), self._all
+        total.renew(now)
+        if share.written >= _MOST_OF_CLIENT:
             share.left_out += 1
             return None
-        if everybody.written >= _OF_ALL:
-            everybody.left_out += 1
+        if total.written >= _MOST_OF_ALL:
+            total.left_out += 1
             return None
-        left_out = share.write() + everybody.write()
-        return f"{said} ({left_out} such lines were left out before)" if left_out else said
+        left_out = share.write() + total.write()
+        return f"{text} ({left_out} such lines were left out before)" if left_out else text
 
     def _share_of(self, client: str, now: datetime) -> _Share:
         share = self._shares.get(client) or _Share(now)

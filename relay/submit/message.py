@@ -101,8 +101,9 @@ def open_header(
 ) -> Screened | Refusal:
     """Judge a header section; remove the fields that the relay obeys, and add `on_top`.
 
-    `options` are the parameters of the HTTP interface; they must not contradict the fields.
-    `removed`: other fields to remove, in lower case. `requiretls`: the message came with
+    `options`: the parameters of the HTTP interface, which must not contradict the fields.
+    `displaced`: the lines behind the header section, where no policy field may stand. `removed`:
+    other fields to remove, in lower case. `requiretls`: the message came with
     REQUIRETLS, which decides before every field and setting (RFC 8689 §4.1).
     """
     if len(section.octets) > HEADER_SECTION_OCTETS:
@@ -148,20 +149,20 @@ def _options_of(
 
 
 def queued_recipients(
-    opened: Screened, recipients: Sequence[Recipient]
+    screened: Screened, recipients: Sequence[Recipient]
 ) -> tuple[QueuedRecipient, ...]:
     """The recipients as the queue holds them: due, or already finished for a test message."""
-    is_test = opened.terms is not None and opened.terms.is_test
+    is_test = screened.terms is not None and screened.terms.is_test
     return tuple(
         QueuedRecipient(
             index=index,
             address=recipient.address,
             domain=recipient.domain,
-            settings=opened.settings[recipient.domain],
+            settings=screened.settings[recipient.domain],
             notify=recipient.notify,
             orcpt=recipient.orcpt,
             state=State.DELIVERED if is_test else State.QUEUED,
-            next_attempt=None if is_test else opened.due,
+            next_attempt=None if is_test else screened.due,
         )
         for index, recipient in enumerate(recipients)
     )

@@ -123,19 +123,19 @@ def combined(first: Options, second: Options) -> Options:
     """Two sets of options joined; `Contradiction` where they have different values."""
     return Options(
         Wishes(
-            _agreed(first.wishes.require_tls, second.wishes.require_tls, "o:require-tls"),
-            _agreed(
+            _one_value(first.wishes.require_tls, second.wishes.require_tls, "o:require-tls"),
+            _one_value(
                 first.wishes.skip_verification,
                 second.wishes.skip_verification,
                 "o:skip-verification",
             ),
         ),
-        _agreed(first.deliver_at, second.deliver_at, "o:deliverytime"),
-        _agreed(first.deliver_within, second.deliver_within, "o:deliver-within"),
-        _agreed(first.is_test, second.is_test, "o:testmode"),
-        _agreed(first.is_signed, second.is_signed, "o:dkim"),
+        _one_value(first.deliver_at, second.deliver_at, "o:deliverytime"),
+        _one_value(first.deliver_within, second.deliver_within, "o:deliver-within"),
+        _one_value(first.is_test, second.is_test, "o:testmode"),
+        _one_value(first.is_signed, second.is_signed, "o:dkim"),
         unique_tags((*first.tags, *second.tags)),
-        _of_both(first.variables, second.variables),
+        _joined(first.variables, second.variables),
     )
 
 
@@ -177,13 +177,13 @@ def unique_tags(tags: Iterable[str]) -> tuple[str, ...]:
     return unique
 
 
-def _agreed(first: T | None, second: T | None, name: str) -> T | None:
+def _one_value(first: T | None, second: T | None, name: str) -> T | None:
     if first is not None and second is not None and first != second:
         raise Contradiction(name)
     return second if first is None else first
 
 
-def _of_both(
+def _joined(
     first: tuple[tuple[str, str], ...], second: tuple[tuple[str, str], ...]
 ) -> tuple[tuple[str, str], ...]:
     if not (first and second):
@@ -198,7 +198,7 @@ def _of_both(
 # --- fields -------------------------------------------------------------------------------------
 
 
-def _truth(found: FoundField) -> bool:
+def _yes_or_no(found: FoundField) -> bool:
     truth = yes_or_no(found.value.replace(b"\r\n", b""))
     if truth is None:
         raise ValueError("is neither yes nor no")
@@ -210,12 +210,12 @@ def _variables(found: FoundField) -> tuple[tuple[str, str], ...]:
     if not text:
         return ()
     try:
-        said = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict):
+        value = None
+    if not isinstance(value, dict):
         raise ValueError("is not a JSON object")
-    variables = tuple((name, _as_text(value)) for name, value in said.items())
+    variables = tuple((name, _as_text(one)) for name, one in value.items())
     if not all(_is_text(part) for pair in variables for part in pair):
         raise ValueError("has half of a surrogate pair in it")
     return variables
@@ -238,8 +238,8 @@ _READERS: Mapping[bytes, Callable[[FoundField, datetime], Options]] = {
     b"X-Mailgun-Deliver-Within": lambda found, _: Options(
         deliver_within=deliver_within(decoded(found.value))
     ),
-    b"X-Mailgun-Drop-Message": lambda found, _: Options(is_test=_truth(found)),
-    b"X-Mailgun-Dkim": lambda found, _: Options(is_signed=_truth(found)),
+    b"X-Mailgun-Drop-Message": lambda found, _: Options(is_test=_yes_or_no(found)),
+    b"X-Mailgun-Dkim": lambda found, _: Options(is_signed=_yes_or_no(found)),
     b"X-Mailgun-Tag": lambda found, _: Options(tags=unique_tags([readable(found.value)])),
     b"X-Mailgun-Variables": lambda found, _: Options(variables=_variables(found)),
 }

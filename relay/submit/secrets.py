@@ -50,7 +50,7 @@ _NICENESS = 10
 
 
 class SecretVerdict(Enum):
-    """The result for a secret."""
+    """The result of a check."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -65,12 +65,12 @@ class SecretChecker:
         self.failures = failures
         self._clock = clock
         self._hasher = PasswordHasher()
-        self._pool = ThreadPoolExecutor(1, "argon2", initializer=_give_way)
-        self._pool_of_guessers = ThreadPoolExecutor(1, "argon2-guesses", initializer=_give_way)
+        self._pool = ThreadPoolExecutor(1, "argon2", initializer=_lower_priority)
+        self._pool_of_failed = ThreadPoolExecutor(1, "argon2-guesses", initializer=_lower_priority)
         self._key = secrets.token_bytes(32)
         self._right: dict[bytes, None] = {}
-        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._nobody = _hash_of_nobody()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._no_user = _hash_of_no_user()
 
     async def judge_user(
         self, password: bytes, known: str | None, *, client: str, name: str
@@ -81,7 +81,7 @@ class SecretChecker:
         """
         return await self.judge(
             password,
-            [known or self._nobody],
+            [known or self._no_user],
             client=client,
             name=name[:_NAME_LENGTH],
             exists=known is not None,
@@ -96,32 +96,31 @@ class SecretChecker:
     ) -> SecretVerdict:
         """Whether a secret matches one of these hashes.
 
-        `client`: its address. `name`: the user that the client names. Where no such user `exists`,
-        the hashes belong to no user.
+        `client`: its address. `name`: the user that the client names. `exists`: whether there is
+        this user.
         """
         if self._is_remembered(secret, hashes):
             return SecretVerdict.RIGHT
         source = client_key(client)
-        line = self._lines.setdefault(source, asyncio.Lock())
-        async with line:
+        async with self._locks.setdefault(source, asyncio.Lock()):
             if self._is_remembered(secret, hashes):  # an earlier request had the same secret
                 return SecretVerdict.RIGHT
-            return await self._look(secret, hashes, source, name, exists)
+            return await self._check(secret, hashes, source, name, exists)
 
-    async def _look(
+    async def _check(
         self, secret: bytes, hashes: Sequence[str], source: str, name: str, exists: bool
     ) -> SecretVerdict:
         failures, now = self.failures, self._clock()
         must_wait, mark = failures.must_wait(source, name, now), self.digest(secret, name)
         if must_wait and not failures.has_turn(source, name if exists else "", mark, now):
             return SecretVerdict.WAIT
-        pool = self._pool_of_guessers if failures.has_failed(source, now) else self._pool
+        pool = self._pool_of_failed if failures.has_failed(source, now) else self._pool
         failures.count(source, name, now)
         loop = asyncio.get_running_loop()
-        fitting = await loop.run_in_executor(pool, self._fitting, secret, hashes)
-        if fitting is not None:
+        matching = await loop.run_in_executor(pool, self._matching, secret, hashes)
+        if matching is not None:
             failures.take_back(source, name)
-            self._remember(self.digest(secret, fitting))
+            self._remember(self.digest(secret, matching))
             return SecretVerdict.RIGHT
         failures.total += 1
         return SecretVerdict.WAIT if must_wait else SecretVerdict.WRONG
@@ -132,7 +131,7 @@ class SecretChecker:
 
     def close(self) -> None:
         """End the threads."""
-        for pool in (self._pool, self._pool_of_guessers):
+        for pool in (self._pool, self._pool_of_failed):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _is_remembered(self, secret: bytes, hashes: Sequence[str]) -> bool:
@@ -142,7 +141,7 @@ class SecretChecker:
     def _remember(self, digest: bytes) -> None:
         keep_newest(self._right, digest, None, most=_REMEMBERED)
 
-    def _fitting(self, secret: bytes, hashes: Sequence[str]) -> str | None:
+    def _matching(self, secret: bytes, hashes: Sequence[str]) -> str | None:
         for known in hashes:
             try:
                 self._hasher.verify(known, secret)
@@ -158,19 +157,19 @@ def log_refused(
     """Log that a client did not get in. The form of the line is an interface: fail2ban reads it
     (docs/fail2ban).
     """
-    said = "refused" if verdict is SecretVerdict.WAIT else "failed"
+    result = "refused" if verdict is SecretVerdict.WAIT else "failed"
     named = "" if user is None else f" user={user!r:.80}"
-    log.warning("auth %s: client=%s service=%s%s", said, client, service, named)
+    log.warning("auth %s: client=%s service=%s%s", result, client, service, named)
 
 
-def _hash_of_nobody() -> str:
-    """A hash with the cost of those of `relay password`, and with an unknown password."""
+def _hash_of_no_user() -> str:
+    """A hash of an unknown password, as costly as those of `relay password`."""
     salt, octets = (b64encode(secrets.token_bytes(n)).decode().rstrip("=") for n in (16, 32))
     cost = f"m={DEFAULT_MEMORY_COST},t={DEFAULT_TIME_COST},p={DEFAULT_PARALLELISM}"
     return f"$argon2id$v=19${cost}${salt}${octets}"
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     """Lower the priority of this thread: one hash uses several threads, and so every core.
 
     On Linux each thread has its own niceness, and the threads that it starts inherit it.

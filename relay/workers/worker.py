@@ -16,8 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from relay.receive.limits import Elsewhere
-from relay.submit.failures import FailedElsewhere
+from relay.workers.shared_counters import WorkerCounters
 from relay.workers.shared_limits import LimitsOfWorker
 from relay.workers.shared_rests import SharedRests
 from relay.workers.shared_settings import SharedSettings
@@ -43,19 +42,19 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Worker:
-    """`sockets`: those it listens at, by the address in the configuration. `elsewhere`: see
-    `Connections`, and `Failures` for `failed_elsewhere`.
+    """`sockets`: those it listens at, by the address in the configuration. `line`: to the
+    supervisor.
 
-    `shared_settings`: what the first worker tells the others. `hop_limits`: what all know of the
-    limits of next hops. `shared_rests`: which logins at next hops rest.
+    The others are memory that the workers share. `counters`: connections and wrong passwords.
+    `shared_settings`: what was set over HTTP. `hop_limits`: how much of the limits of next hops is
+    used. `shared_rests`: the logins that a next hop refused.
     """
 
     number: int = 0
     workers: int = 1
     sockets: Mapping[str, socket.socket] = field(default_factory=dict)
-    elsewhere: Elsewhere | None = None
-    failed_elsewhere: FailedElsewhere | None = None
     line: socket.socket | None = None
+    counters: WorkerCounters | None = None
     shared_settings: SharedSettings | None = None
     hop_limits: LimitsOfWorker | None = None
     shared_rests: SharedRests | None = None

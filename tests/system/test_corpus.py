@@ -26,7 +26,7 @@ import pytest
 
 from relay.mail.section import HeaderSection, Sections, lines_like_fields
 from relay.sandbox.mx import MxServer
-from relay.sign.keys import load_key, new_key, record
+from relay.sign.keys import dns_record, load_key, new_key
 from tests.rigs.corpus import Letter, corpus
 from tests.rigs.ports import free_port
 from tests.rigs.sandbox import Sandbox
@@ -328,7 +328,7 @@ async def test_dkim_signature_made_before_verifies_at_the_mail_host(
     await asyncio.to_thread(mailauth)
     key = tmp_path / "key.pem"
     new_key(key, kind="rsa")
-    zone = record(load_key(key), domain="corpus.example", selector="s1")
+    zone = dns_record(load_key(key), domain="corpus.example", selector="s1")
     key_record = "".join(zone.split('"')[1::2])
     letters = tuple(signed((await asyncio.to_thread(corpus))[::3], key))
     done = await doors.pass_on(letters, "DATA", "HTTP")

@@ -231,7 +231,7 @@ async def test_a_days_reports_of_two_workers_survive_a_kill_and_have_the_logs_nu
         for content in reporting.raw_mails():
             with pytest.MonkeyPatch.context() as patch:  # a signature of the future counts for none
                 patch.setattr(dkim.time, "time", lambda: reporting.now().timestamp())
-                assert _is_signed(content, reporting.key.public().encode())
+                assert _is_signed(content, reporting.key.record_text().encode())
         for day in (reporting.day, reporting.day + timedelta(days=1)):
             done = await asyncio.to_thread(
                 relay.run, "tls-report", "show", "reports.test", "--day", day.isoformat()

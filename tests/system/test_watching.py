@@ -27,7 +27,7 @@ from argon2 import PasswordHasher
 from prometheus_client.parser import text_string_to_metric_families
 
 from relay.sandbox.script import Script
-from relay.sign.keys import new_key, record
+from relay.sign.keys import dns_record, new_key
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -303,7 +303,7 @@ async def test_message_at_the_mx_has_a_valid_signature(sandbox: Sandbox, kind: s
     await mx.wait_for_messages(3)
 
     def txt(name: bytes, timeout: int = 5) -> bytes | None:
-        zone = record(key, domain="client.example", selector="s1")
+        zone = dns_record(key, domain="client.example", selector="s1")
         published = {b"s1._domainkey.client.example.": "".join(zone.split('"')[1::2]).encode()}
         return published.get(name.rstrip(b".") + b".")
 

@@ -219,7 +219,7 @@ def test_next_webhook_call_follows_the_status_and_the_number_of_attempts(
 )
 def test_every_event_is_of_a_kind_that_can_be_asked_for(name: str, line: str, kind: str) -> None:
     assert kind_of(Event("1", NOW, name, "Q1", "a@b.example", "", line)) == kind
-    assert kind in webhook.NAMES
+    assert kind in webhook.KINDS
 
 
 def test_payload_is_json_with_any_event() -> None:

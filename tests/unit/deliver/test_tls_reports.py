@@ -18,7 +18,7 @@ from relay.policy.rules import DestinationRule, PolicyRules
 from relay.queue.entry import TLS_REPORT
 from relay.queue.store import NewMessage, QueuedItem, QueueFilter, SpoolError
 from relay.queue.tls_sessions import ReportResult, ReportState, SentReport
-from relay.report.tls_report import Submitter, packed
+from relay.report.tls_report import Submitter, compressed
 from relay.route.answers import Unanswered
 from relay.route.report_time import KEPT, next_try, report_due, reports_begin
 from tests.fakes.dns import FakeDns
@@ -440,7 +440,7 @@ async def test_the_report_so_far_is_shown(world: World) -> None:
     reporter = world.reporter()
     document = await reporter.document("b.example")
     assert document is not None
-    read_document(packed(document))
+    read_document(compressed(document))
     assert await reporter.document("c.example") is None
     world.now += timedelta(days=1)
     assert await reporter.document("b.example") is None

@@ -13,10 +13,10 @@ from relay.mail.outcome import PolicyResult, PolicyType
 from relay.mail.tls_session import JudgedBy, SessionFailure
 from relay.report.tls_report import (
     Submitter,
-    _words,
+    _text,
     compose,
+    compressed,
     file_name,
-    packed,
     report_document,
     report_id,
 )
@@ -45,12 +45,12 @@ SESSIONS = [
 
 
 def the_document(sessions: Any = SESSIONS) -> dict[str, Any]:
-    return read_document(packed(report_document("b.example", DAY, sessions, US)))
+    return read_document(compressed(report_document("b.example", DAY, sessions, US)))
 
 
 def test_report_says_once_of_a_single_session() -> None:
     document = report_document("b.example", DAY, [(STS, None, 1), (STS, EXPIRED, 2)], US)
-    words = "\n".join(_words("b.example", DAY, document, US))
+    words = "\n".join(_text("b.example", DAY, document, US))
     assert "succeeded once," in words
     assert "failed 2 times." in words
 
@@ -118,18 +118,18 @@ def test_the_schema_refuses_what_the_rfc_has_no_place_for() -> None:
     ]
     for spoil in spoils:
         with pytest.raises(jsonschema_rs.ValidationError):
-            read_document(packed(document | spoil))
+            read_document(compressed(document | spoil))
 
 
 def test_report_of_the_same_sessions_has_the_same_octets() -> None:
     backwards = SESSIONS[::-1]
-    assert packed(report_document("b.example", DAY, SESSIONS, US)) == packed(
+    assert compressed(report_document("b.example", DAY, SESSIONS, US)) == compressed(
         report_document("b.example", DAY, backwards, US)
     )
 
 
 def test_octets_of_a_report_do_not_depend_on_the_time() -> None:
-    octets = packed(report_document("b.example", DAY, SESSIONS, US))
+    octets = compressed(report_document("b.example", DAY, SESSIONS, US))
     assert octets[4:8] == bytes(4)  # RFC 1952 §2.3.1: MTIME
 
 

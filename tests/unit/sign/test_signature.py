@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from relay.deliver.signing import Signature, Signer
 from relay.queue.entry import MessageSummary, Terms
 from relay.sign.body import BodyHash
-from relay.sign.keys import KeyFileError, load_key, load_keys, new_key, record
+from relay.sign.keys import KeyFileError, dns_record, load_key, load_keys, new_key
 from relay.sign.options import DkimDomain
 from relay.sign.signature import SigningKey, author_domain
 from tests.fakes.mail import entry
@@ -88,7 +88,7 @@ def verifies(content: bytes, keys: Mapping[str, SigningKey]) -> bool:
     def txt(name: bytes, timeout: int = 5) -> bytes | None:
         for signing in keys.values():
             if name.rstrip(b".") == f"{signing.selector}._domainkey.{signing.domain}".encode():
-                zone = record(signing.key, domain=signing.domain, selector=signing.selector)  # type: ignore[arg-type]
+                zone = dns_record(signing.key, domain=signing.domain, selector=signing.selector)  # type: ignore[arg-type]
                 return "".join(zone.split('"')[1::2]).encode()
         return None
 
@@ -206,7 +206,8 @@ def test_a_key_is_its_owners_only_and_is_never_written_over(tmp_path: Path) -> N
 
 
 def test_the_record_of_a_key_is_cut_into_strings_of_255_octets(tmp_path: Path) -> None:
-    text = record(new_key(tmp_path / "key.pem", kind="rsa"), domain="sender.example", selector="s1")
+    key = new_key(tmp_path / "key.pem", kind="rsa")
+    text = dns_record(key, domain="sender.example", selector="s1")
     assert text.startswith("s1._domainkey.sender.example. IN TXT (")
     strings = text.split('"')[1::2]
     assert len(strings) == 2

@@ -35,14 +35,14 @@ class Desk:
         self.looked: list[bytes] = []
         self.may_look = threading.Event()
         self.may_look.set()
-        verify = self.secrets._fitting
+        verify = self.secrets._matching
 
         def watched(secret: bytes, hashes: list[str]) -> str | None:
             assert secret.startswith(b"app") or self.may_look.wait(10)
             self.looked.append(secret)
             return verify(secret, hashes)
 
-        self.secrets._fitting = watched  # type: ignore[method-assign, assignment]
+        self.secrets._matching = watched  # type: ignore[method-assign, assignment]
 
     async def judge(self, name: str, secret: str, client: str = NEIGHBOUR) -> SecretVerdict:
         exists = name.startswith("app")

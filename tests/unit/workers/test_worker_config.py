@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from relay.config import load
+from relay.queue.division import share
 from relay.receive.limits import Connections, Limits
 from relay.workers.shared_counters import SharedCounters
-from relay.workers.worker_config import part, worker_config
+from relay.workers.worker_config import worker_config
 
 
 @pytest.mark.parametrize(("whole", "workers"), [(200, 1), (200, 3), (20, 20), (7, 2), (1000, 64)])
 def test_limits_of_workers_add_up_and_none_is_zero(whole: int, workers: int) -> None:
-    parts = [part(whole, worker, workers) for worker in range(workers)]
+    parts = [share(whole, worker, workers) for worker in range(workers)]
     assert sum(parts) == whole
     assert max(parts) - min(parts) <= 1
     assert min(parts) >= 1
