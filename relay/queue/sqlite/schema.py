@@ -257,6 +257,26 @@ _VERSION_10: Migration = (
     ) WITHOUT ROWID""",
 )
 
+# Without row numbers SQLite keeps whole rows in the inner pages of the tree, and of each row 489
+# octets in its page and the rest in pages of its own: a message of 1 KB took 4.9 KB of disk, and
+# among a million messages it was found by way of seven pages.
+_VERSION_11: Migration = (
+    """CREATE TABLE numbered_message (
+        queue_id TEXT NOT NULL PRIMARY KEY,
+        arrived INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        recipients INTEGER NOT NULL,     -- how many, done ones included
+        in_file INTEGER NOT NULL,        -- 1: content is null here
+        reverse_path TEXT NOT NULL,
+        data TEXT NOT NULL,              -- relay.queue.rows.message_data
+        content BLOB
+    )""",
+    "INSERT INTO numbered_message SELECT * FROM message ORDER BY queue_id",
+    "DROP TABLE message",
+    "ALTER TABLE numbered_message RENAME TO message",
+    "CREATE INDEX message_in_file ON message (queue_id) WHERE in_file",
+)
+
 MIGRATIONS: Sequence[Migration] = (
     _VERSION_1,
     _VERSION_2,
@@ -268,6 +288,7 @@ MIGRATIONS: Sequence[Migration] = (
     _VERSION_8,
     _VERSION_9,
     _VERSION_10,
+    _VERSION_11,
 )
 
 

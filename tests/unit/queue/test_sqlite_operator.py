@@ -5,6 +5,7 @@ run.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from relay.queue.conditions import event_conditions
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import events as reading
+from relay.queue.sqlite import messages
 from relay.queue.sqlite.reader import StoppedQueue
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import (
@@ -109,6 +111,23 @@ async def stretches(store: SqliteStore, wanted: QueueFilter, verb: str) -> list[
         changed.append(stretch.changed)
         after = stretch.until
     return changed
+
+
+async def test_count_of_a_long_queue_sorts_no_recipients_in_memory(store):
+    def steps(db: sqlite3.Connection) -> list[str]:
+        asked: list[str] = []
+        db.set_trace_callback(asked.append)
+        messages.count_states(db)
+        db.set_trace_callback(None)
+        return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {asked[0]}")]
+
+    assert await store.ask(steps) == ["SCAN recipient"]
+
+
+async def test_message_of_a_kilobyte_takes_less_than_two_of_the_disk(tmp_path):
+    async with opened(tmp_path / "spool") as store:
+        await asyncio.gather(*(store.accept(new_message(content=b"z" * 1000)) for _ in range(1000)))
+    assert (tmp_path / "spool" / "queue.db").stat().st_size < 1000 * 2000
 
 
 # Events.
