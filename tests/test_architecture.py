@@ -109,6 +109,7 @@ SHELLS = {
     "relay.deliver.sts_policies",
     "relay.deliver.tls",
     "relay.deliver.tokens",
+    "relay.deliver.tls_report_sender",
     "relay.deliver.tls_reports",
     "relay.sign.keys",
     "relay.submit.secrets",

@@ -28,7 +28,8 @@ from relay.queue.store import (
     SpoolError,
 )
 from relay.receive.listener import Listener
-from relay.report.metrics import Metrics, NextHopNow
+from relay.report.gauges import NextHopNow
+from relay.report.metrics import Metrics
 from relay.route.next_hop import NoRoute, Route, RouteFinder
 
 __all__ = [

@@ -24,7 +24,7 @@ from relay.daemon.probing import probe_domain
 from relay.deliver.options import security_options
 from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes
-from relay.report.metrics import Snapshot
+from relay.report.gauges import Snapshot
 
 __all__ = ["Status"]
 

@@ -9,6 +9,7 @@ from yarl import URL
 
 from relay.daemon.assemble import Parts
 from relay.deliver.https import HttpsClient, NoAnswer
+from relay.deliver.tls_report_sender import TlsReportSender
 from relay.deliver.tls_reports import TlsReporter
 from relay.queue.tls_sessions import TlsSessionsView
 from relay.report.tls_report import MEDIA_TYPE
@@ -40,7 +41,7 @@ def make_reporter(parts: Parts, view: TlsSessionsView) -> TlsReporter | None:
         headers = {"Content-Type": MEDIA_TYPE}
         return await https.ask(where, _objection, headers=headers, body=octets, waits=False)
 
-    return TlsReporter(
+    sender = TlsReportSender(
         view,
         parts.store,
         parts.resolver,
@@ -51,6 +52,7 @@ def make_reporter(parts: Parts, view: TlsSessionsView) -> TlsReporter | None:
         clock=parts.clock,
         told=parts.metrics.tls_report,
     )
+    return TlsReporter(view, parts.store, sender, clock=parts.clock)
 
 
 async def _objection(answer: aiohttp.ClientResponse) -> NoAnswer | None:

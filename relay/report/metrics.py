@@ -1,7 +1,7 @@
 """Counts what the relay does, and writes the numbers for Prometheus.
 
 Each worker has a `Metrics`. Its methods only add numbers, so a call costs about a microsecond.
-`render` makes the text when Prometheus asks, with a `Snapshot` of the present state.
+`render` makes the text when Prometheus asks, with a `Snapshot` of the present state (`gauges`).
 
 Labels are words of the relay or of its configuration, never of a peer, so that no stranger can add
 series.
@@ -12,26 +12,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from relay.mail.memory import DowngradeAlarm, Shown
 from relay.mail.outcome import Deferred, PolicyResult, PolicyType
 from relay.queue.entry import State
-from relay.queue.nodes import DatabaseState
 from relay.queue.settle import Change, Settlement
+from relay.report.gauges import Snapshot, gauges
 
-__all__ = ["CONTENT_TYPE", "Metrics", "NextHopNow", "Snapshot"]
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -46,46 +38,6 @@ _RESULTS = {
     State.BOUNCED: "bounced",
     State.EXPIRED: "expired",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class NextHopNow:
-    """A next hop at the moment: its connections, idle ones too, and how many messages wait for one,
-    or for its rate.
-    """
-
-    connections: int = 0
-    waiting_for_connection: int = 0
-    waiting_for_rate: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The present state. Ages are seconds, 0 where there is nothing."""
-
-    version: str = ""
-    queue: Mapping[str, int] = field(default_factory=dict)
-    """Recipients by state."""
-    oldest_seconds: float | None = 0.0
-    """None, as an empty `queue`, where the queue cannot be read."""
-    connections: Mapping[str, int] = field(default_factory=dict)
-    """Clients connected, by listener."""
-    in_flight: int = 0
-    kept_connections: int = 0
-    silent_destinations: int = 0
-    next_hops: Mapping[str, NextHopNow] = field(default_factory=dict)
-    """The operator's next hops that have had mail, by name."""
-    log_lag_events: int = 0
-    log_in_trouble: bool = False
-    auth_failures: int = 0
-    spool_free_bytes: int = 0
-    certificates: Mapping[str, datetime] = field(default_factory=dict)
-    """When each certificate of the relay expires, by file."""
-    reloaded: datetime | None = None
-    """When the configuration was last taken over, at the start or by a reload."""
-    reload_failed: bool = False
-    database: DatabaseState | None = None
-    """Where several nodes share the queue, and its database answers."""
 
 
 class _Histogram:
@@ -320,102 +272,7 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics.counters()
-        yield from _gauges(self.snapshot)
-        yield from _database_gauges(self.snapshot.database)
-
-
-def _gauges(now: Snapshot) -> Iterator[Metric]:
-    yield InfoMetricFamily("relay", "The program.", value={"version": now.version})
-    text = "Recipients that wait for a message, by state."
-    yield _gauge("relay_queue_messages", text, "state", now.queue)
-    text = "Clients connected, by listener."
-    yield _gauge("relay_client_connections", text, "listener", now.connections)
-    text = "Connections to a next hop of the configuration, with idle ones."
-    hops = now.next_hops
-    connections = {name: one.connections for name, one in hops.items()}
-    yield _gauge("relay_next_hop_connections", text, "next_hop", connections)
-    text = "Messages that wait for a connection to a next hop of the configuration."
-    waiting = {name: one.waiting_for_connection for name, one in hops.items()}
-    yield _gauge("relay_next_hop_waiting_for_connection", text, "next_hop", waiting)
-    text = "Messages that wait because of the rate of a next hop."
-    waiting = {name: one.waiting_for_rate for name, one in hops.items()}
-    yield _gauge("relay_next_hop_waiting_for_rate", text, "next_hop", waiting)
-    yield CounterMetricFamily("relay_auth_failures", "Wrong passwords.", value=now.auth_failures)
-    expiry = {path: at.timestamp() for path, at in now.certificates.items()}
-    text = "When a certificate of the relay expires."
-    yield _gauge("relay_certificate_expiry_timestamp_seconds", text, "file", expiry)
-    reloaded = now.reloaded.timestamp() if now.reloaded else 0
-    for name, text, value in (
-        ("queue_oldest_seconds", "Age of the oldest message in the queue.", now.oldest_seconds),
-        ("deliveries_in_flight", "Attempts under way.", now.in_flight),
-        ("kept_connections", "Idle connections kept for the next message.", now.kept_connections),
-        (
-            "silent_destinations",
-            "Domains that do not answer, and are not tried for a while.",
-            now.silent_destinations,
-        ),
-        ("log_lag_events", "Events committed and not yet in the log's file.", now.log_lag_events),
-        ("log_in_trouble", "1 while the delivery log cannot be written.", now.log_in_trouble),
-        ("spool_free_bytes", "Room left where the queue is.", now.spool_free_bytes),
-        (
-            "config_reload_timestamp_seconds",
-            "When the configuration was last taken over.",
-            reloaded,
-        ),
-        (
-            "config_reload_failed",
-            "1 after a reload that kept the old configuration.",
-            now.reload_failed,
-        ),
-    ):
-        if value is not None:
-            yield GaugeMetricFamily(f"relay_{name}", text, value=float(value))
-
-
-def _database_gauges(now: DatabaseState | None) -> Iterator[Metric]:
-    """Of a queue that several nodes share; without a value for any other."""
-    shown = [now] if now is not None else []
-    nodes = {"live": now.live, "lost": now.lost} if now is not None else {}
-    text = "Nodes that share the queue; lost: another node has taken their mail over."
-    yield _gauge("relay_nodes", text, "state", nodes)
-    standbys = {
-        "synchronous": now.synchronous_standbys if now else 0,
-        "asynchronous": now.asynchronous_standbys if now else 0,
-    }
-    text = "Standbys of the queue's database that follow it, by whether a commit waits for them."
-    yield _gauge("relay_database_standbys", text, "mode", standbys if shown else {})
-    for name, text, values in (
-        (
-            "standby_lag_bytes",
-            "Write-ahead log that the standby furthest behind has not synced.",
-            [one.standby_lag_bytes for one in shown],
-        ),
-        (
-            "dead_rows",
-            "Removed rows of the queue's tables that were not vacuumed yet.",
-            [one.dead_rows for one in shown],
-        ),
-        (
-            "oldest_xmin_age_transactions",
-            "Transactions begun since the oldest one whose view of the data is still kept.",
-            [one.oldest_xmin_age for one in shown],
-        ),
-        (
-            "oldest_transaction_seconds",
-            "How long the oldest transaction has been open.",
-            [one.oldest_transaction_seconds for one in shown],
-        ),
-    ):
-        family = GaugeMetricFamily(f"relay_database_{name}", text, labels=())
-        for value in values:
-            family.add_metric((), float(value))
-        yield family
-    commits = CounterMetricFamily(
-        "relay_unknown_commits", "Commits whose outcome had to be asked for.", labels=()
-    )
-    for one in shown:
-        commits.add_metric((), one.unknown_commits)
-    yield commits
+        yield from gauges(self.snapshot)
 
 
 def _truth(truth: bool | None) -> str:
@@ -432,13 +289,6 @@ def _counter_by(
     family = CounterMetricFamily(name, text, labels=labels)
     for values, count in sorted(counts):
         family.add_metric(values, count)
-    return family
-
-
-def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=(label,))
-    for key, value in values.items():
-        family.add_metric((key,), value)
     return family
 
 

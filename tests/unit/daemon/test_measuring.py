@@ -11,7 +11,8 @@ from relay.daemon.measuring import QueuedMail
 from relay.queue.entry import State
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import SpoolError
-from relay.report.metrics import Metrics, Snapshot
+from relay.report.gauges import Snapshot
+from relay.report.metrics import Metrics
 from tests.fakes.queued import NOW, new_message, opened
 
 AN_HOUR = timedelta(hours=1)

@@ -12,7 +12,7 @@ import pytest
 
 from relay.daemon.measuring import next_hops
 from relay.queue.entry import State
-from relay.report.metrics import NextHopNow
+from relay.report.gauges import NextHopNow
 from relay.route.next_hop import Host, NextHop, Rate
 from tests.fakes.queue import MemoryQueue
 from tests.fakes.waiting import until

@@ -22,7 +22,8 @@ from relay.queue.retry import RetrySchedule
 from relay.queue.settle import settle
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage, QueueFilter
-from relay.report.metrics import Metrics, Snapshot
+from relay.report.gauges import Snapshot
+from relay.report.metrics import Metrics
 from tests.fakes.queue import CONTENT, DEFAULTS
 from tests.fakes.scheduling import make_scheduler
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from relay.deliver.https import NoAnswer
+from relay.deliver.tls_report_sender import TlsReportSender
 from relay.deliver.tls_reports import TlsReporter
 from relay.mail.envelope import Notify
 from relay.mail.outcome import PolicyResult, PolicyType
@@ -95,7 +96,7 @@ class World:
         return NoAnswer(self.objection) if self.objection else None
 
     def reporter(self) -> TlsReporter:
-        return TlsReporter(
+        sender = TlsReportSender(
             self.store,
             self.store,
             self.dns,
@@ -106,6 +107,7 @@ class World:
             clock=lambda: self.now,
             told=lambda transport, result: self.told.append((transport, result)),
         )
+        return TlsReporter(self.store, self.store, sender, clock=lambda: self.now)
 
     async def mails(self) -> list[QueuedItem]:
         listed = await self.store.list_messages(QueueFilter(), now=self.now)

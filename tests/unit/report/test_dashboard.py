@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from relay.report.metrics import Metrics, Snapshot
+from relay.report.gauges import Snapshot
+from relay.report.metrics import Metrics
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay.report.gauges import Snapshot
 from relay.report.merged import merged
-from relay.report.metrics import Metrics, Snapshot
+from relay.report.metrics import Metrics
 
 
 def _text(accepted: int, *, oldest: float, free: int) -> bytes:

@@ -22,7 +22,8 @@ from relay.mail.outcome import (
 )
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Settlement, settle
-from relay.report.metrics import Metrics, NextHopNow, Snapshot
+from relay.report.gauges import NextHopNow, Snapshot
+from relay.report.metrics import Metrics
 from tests.fakes.mail import ARRIVED, entry
 
 VERIFIED = HopSession(
