@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,8 +118,11 @@ def check_takes(text: str) -> bool:
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    """The base with a value at a key; "*" is the first of a list or of a map."""
-    document = copy.deepcopy(BASE)
+    """The section of the base that has a key, with a value there; "*" is the first of a list or of
+    a map.
+    """
+    section = key.partition(".")[0]
+    document = {name: copy.deepcopy(of) for name, of in BASE.items() if name == section}
     at: Any = document
     *steps, last = key.split(".")
     for step in steps:
@@ -144,11 +147,16 @@ def places(shape: Shape, key: str = "") -> list[str]:
     return found
 
 
+def written(document: Any) -> str:
+    """A file with these values. JSON is YAML, and is written a hundred times as fast."""
+    return json.dumps(document, ensure_ascii=False)
+
+
 def disagreements(documents: list[tuple[str, Any]]) -> list[str]:
     return [
         f"{key}: {document!r:.200}"
         for key, document in documents
-        if VALIDATOR.is_valid(document) != check_takes(yaml.safe_dump(document))
+        if VALIDATOR.is_valid(document) != check_takes(written(document))
     ]
 
 
@@ -159,7 +167,7 @@ PLACES = [key for key in places(section_of(Config)) if not key.startswith(_IN_PL
 
 def test_there_is_a_place_for_every_key() -> None:
     assert {"access.users.*.sender_domains.*", "routes.*", "listeners.*.address"} <= set(PLACES)
-    assert check_takes(yaml.safe_dump(BASE))
+    assert check_takes(written(BASE))
 
 
 @pytest.mark.parametrize("key", PLACES)
