@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from typing import Any
 
@@ -13,7 +15,7 @@ from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.queue.verbs import VERBS
 from relay.report.webhook import KINDS
 
-__all__ = ["document"]
+__all__ = ["document", "document_text"]
 
 _REF = "#/components/schemas/{model}"
 
@@ -37,6 +39,12 @@ _MEANINGS = {
     429: "Too many wrong keys: wait",
     503: "Trouble of our own: try again later",
 }
+
+
+@functools.cache
+def document_text() -> str:
+    """The document as JSON. Making it takes a tenth of a second, so it is made once."""
+    return json.dumps(document())
 
 
 def document() -> JsonDocument:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -36,7 +35,7 @@ from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
 from relay.api.entrance import Entrance, HttpError
 from relay.api.keys import Keys, SecretVerdict
 from relay.api.mailgun_form import ApiError
-from relay.api.openapi import document
+from relay.api.openapi import document_text
 from relay.api.origin import is_foreign
 from relay.api.rate import AnswerRate, Shared
 from relay.api.state import API, Api, answer, api_of
@@ -209,10 +208,11 @@ def application(api: Api) -> web.Application:
     app = web.Application(middlewares=[_paced, _guarded])
     app[API] = api
     app[GATE] = gate = Gate(api)
-    described = json.dumps(document())
     add = partial(app.router.add_route, expect_handler=_expected)
 
     async def describe(request: web.Request) -> web.Response:
+        # In a thread: whoever asks first has it made, and nobody else waits for that.
+        described = await asyncio.to_thread(document_text)
         return web.Response(text=described, content_type="application/json")
 
     async def add_headers(_: web.Request, response: web.StreamResponse) -> None:

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import jsonschema_rs
+import pytest
 
+from relay.api import openapi
 from relay.api.endpoints import ENDPOINTS
-from relay.api.openapi import document
+from relay.api.openapi import document, document_text
 from tests.fakes.http import Rig
 
 
@@ -55,6 +57,26 @@ async def test_every_route_of_the_server_is_described(rig: Rig):
         (method, path) for path, methods in document()["paths"].items() for method in methods
     }
     assert served == described | BESIDE
+
+
+async def test_description_is_made_for_who_asks_and_made_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    made = 0
+
+    def counted() -> dict[str, Any]:
+        nonlocal made
+        made += 1
+        return {"openapi": "3.1.0"}
+
+    document_text.cache_clear()
+    monkeypatch.setattr(openapi, "document", counted)
+    assert (await rig.ask("GET", "/healthz"))[0] == 200
+    assert made == 0
+    for _ in range(2):
+        assert await rig.ask("GET", "/relay/v1/openapi.json") == (200, {"openapi": "3.1.0"})
+    assert made == 1
+    document_text.cache_clear()
 
 
 def test_every_reference_leads_somewhere():
