@@ -34,16 +34,16 @@ COPY relay ./relay
 RUN /builder/bin/pip --python /opt/relay/bin/python3 install --no-cache-dir --no-compile \
       --disable-pip-version-check --no-deps . \
  # What nothing here reads: libraries that colour code and compile C, sources and symbols of what is
- # compiled, tests and pages of libraries.
+ # compiled, tests and pages of libraries, and pydantic's former version.
  && /builder/bin/pip --python /opt/relay/bin/python3 uninstall --quiet --yes \
       --disable-pip-version-check pygments markdown-it-py mdurl pycparser \
- && rm -r /opt/relay/lib/python3*/site-packages/cffi \
+ && cd /opt/relay/lib/python3*/site-packages && rm -r cffi pydantic/v1 asyncpg/_testbase \
  && find /opt/relay/lib -type f \( -name '*.c' -o -name '*.h' -o -name '*.pyx' -o -name '*.pxd' \
-      -o -name '*.pxi' -o -name '*.pyi' \) -delete \
+      -o -name '*.pxi' -o -name '*.pyi' -o -name '_test*.so' \) -delete \
  && find /opt/relay/lib -type d \( -name tests -o -name test -o -name docs \) \
       -prune -exec rm -r {} + \
  && find /opt/relay/lib -name '*.so' -exec strip --strip-unneeded {} + \
- && /opt/relay/bin/python3 -m compileall -q -x /pydantic/v1/ /opt/relay/lib
+ && /opt/relay/bin/python3 -m compileall -q /opt/relay/lib
 
 FROM ${BASE}
 RUN useradd --no-log-init --uid 2525 --user-group --home-dir /var/lib/relay --no-create-home \
