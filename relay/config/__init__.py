@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from relay.config.conform import Conformer, build, nearest
@@ -36,8 +36,8 @@ from relay.config.document import as_document
 from relay.config.mistakes import ConfigError, Location, Mistake
 from relay.config.remark import Remark
 from relay.config.sections import Config
-from relay.config.shape import section_of
-from relay.config.tree import Composer, Leaf, Map, overlay
+from relay.config.shape import known_keys, section_of
+from relay.config.tree import ENVIRONMENT_PREFIX, Composer, Leaf, Map, overlay
 from relay.mail.address import AddressError, normalise_domain
 
 __all__ = [
@@ -129,6 +129,7 @@ def read(
     if not isinstance(tree, Map):
         raise ConfigError(mistakes)
     overlay(tree, environ, mistakes)
+    mistakes.extend(_misspelt(environ))
     conformer = Conformer(mistakes)
     values = conformer.conform(tree, section_of(Config), "")
     config = build(values, conformer)
@@ -147,6 +148,27 @@ def locations(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     conformer = Conformer([])
     conformer.conform(tree, section_of(Config), "")
     return {key: str(location) for key, location in conformer.locations.items()}
+
+
+def _misspelt(environ: Mapping[str, str]) -> Iterator[Mistake]:
+    """Variables that are meant for a key and are not read. Others that begin with RELAY_ are not
+    ours: Kubernetes makes RELAY_PORT for a service of the name relay.
+    """
+    ours = [n for n in environ if n.startswith("RELAY_") and not n.startswith(ENVIRONMENT_PREFIX)]
+    if not ours:
+        return
+    variables = {
+        key.replace(".", "_").upper(): ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
+        for key, _ in known_keys(section_of(Config))
+    }
+    for variable in ours:
+        name = variable.removeprefix("RELAY_")
+        meant = variables.get(name.replace("__", "_").upper())
+        if meant is None and "__" in name:
+            meant = ENVIRONMENT_PREFIX + name
+        if meant is not None:
+            cure = f"write {meant}, with two underscores"
+            yield Mistake(Location(variable), "", "a variable that is not read", cure)
 
 
 def _considered(config: Config, conformer: Conformer, look: Look) -> Config:

@@ -7,7 +7,6 @@ taken; the dataclass that wants the value says what it is, and the text is kept 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,6 @@ MAX_DEPTH = 20
 
 MAX_VALUES = 200_000
 """Values of a file, counted as often as aliases repeat them: ten of ten can make millions."""
-
-_MISSPELT = re.compile(r"RELAY_(?!_)[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*__")
 
 _KINDS = frozenset(
     {"str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge", "value"}
@@ -220,11 +217,6 @@ def overlay(tree: Map, environ: Mapping[str, str], mistakes: list[Mistake]) -> N
     names = sorted(
         (n for n in environ if n.startswith(ENVIRONMENT_PREFIX)), key=lambda n: (n.count("__"), n)
     )
-    for variable in environ:
-        if _MISSPELT.match(variable):
-            meant = variable.replace("RELAY_", ENVIRONMENT_PREFIX, 1)
-            cure = f"write {meant}, with two underscores"
-            mistakes.append(Mistake(Location(variable), "", "a variable that is not read", cure))
     for variable in names:
         steps = [step.lower() for step in variable.removeprefix(ENVIRONMENT_PREFIX).split("__")]
         value = Composer(variable, mistakes, has_lines=False).compose(environ[variable])

@@ -640,6 +640,18 @@ def test_a_key_of_the_environment_wins_over_a_section_of_it() -> None:
             "/x",
             "RELAY_QUEUE__PATH: a variable that is not read; write RELAY__QUEUE__PATH",
         ),
+        (
+            "RELAY_QUEUE_PATH",
+            "/x",
+            "RELAY_QUEUE_PATH: a variable that is not read; write RELAY__QUEUE__PATH",
+        ),
+        (
+            "RELAY_ADMIN__API_KEYS_FILE",
+            "/x",
+            "RELAY_ADMIN__API_KEYS_FILE: a variable that is not read; write"
+            " RELAY__ADMIN__API_KEYS_FILE",
+        ),
+        ("RELAY_HOSTNAME", "x", "RELAY_HOSTNAME: a variable that is not read"),
     ],
 )
 def test_a_mistake_in_the_environment_names_the_variable(
@@ -651,9 +663,8 @@ def test_a_mistake_in_the_environment_names_the_variable(
 
 
 def test_other_environment_variables_are_ignored() -> None:
-    assert but_hostname(config_of("", {"RELAY_CONFIG": "x", "PATH": "y"})) == but_hostname(
-        config_of("")
-    )
+    environ = {"RELAY_CONFIG": "x", "PATH": "y", "RELAY_PORT_2525_TCP": "tcp://10.0.0.1:2525"}
+    assert but_hostname(config_of("", environ)) == but_hostname(config_of(""))
 
 
 def test_the_file_is_found_where_the_interface_says(tmp_path: Path) -> None:
