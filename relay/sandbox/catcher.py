@@ -34,9 +34,9 @@ class Catcher:
         self._server = MxServer(Script(), name="localhost", authority=authority)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="catcher", daemon=True)
-        self._is_over: asyncio.Event | None = None
+        self._ended: asyncio.Event | None = None
         self._started = threading.Event()
-        self._trouble: BaseException | None = None
+        self._error: BaseException | None = None
 
     @property
     def port(self) -> int:
@@ -54,8 +54,8 @@ class Catcher:
     def __enter__(self) -> Self:
         self._thread.start()
         self._started.wait()
-        if self._trouble is not None:
-            raise self._trouble
+        if self._error is not None:
+            raise self._error
         return self
 
     def __exit__(
@@ -64,28 +64,28 @@ class Catcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_over is not None:
-            self._loop.call_soon_threadsafe(self._is_over.set)
+        if self._ended is not None:
+            self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
         except BaseException as error:
-            self._trouble = error
+            self._error = error
         finally:
             self._started.set()
             self._loop.close()
 
     async def _serve(self) -> None:
         async with self._server:
-            self._is_over = asyncio.Event()
+            self._ended = asyncio.Event()
             self._started.set()
-            while not self._is_over.is_set():
+            while not self._ended.is_set():
                 self._forget()
                 try:
                     async with asyncio.timeout(_CLEANING_SECONDS):
-                        await self._is_over.wait()
+                        await self._ended.wait()
                 except TimeoutError:
                     pass
 

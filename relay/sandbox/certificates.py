@@ -66,8 +66,8 @@ class Authority:
         self._name = name
         self._root = _issue_ca(name, None)
         self._intermediate: _Signer | None = None
-        self._stranger: Authority | None = None
-        self._leafs: dict[tuple[str, Kind, str], Certificate] = {}
+        self._unknown_ca: Authority | None = None
+        self._leaves: dict[tuple[str, Kind, str], Certificate] = {}
 
     @property
     def ca_pem(self) -> bytes:
@@ -77,9 +77,9 @@ class Authority:
     def leaf(self, name: str, kind: Kind = Kind.GOOD, *, address: str = "127.0.0.1") -> Certificate:
         """The certificate of the host `name` with the fault `kind`. `IP_SAN` needs `address`."""
         key = (name, kind, address)
-        if key not in self._leafs:
-            self._leafs[key] = self._make(name, kind, address)
-        return self._leafs[key]
+        if key not in self._leaves:
+            self._leaves[key] = self._make(name, kind, address)
+        return self._leaves[key]
 
     def client(self, name: str) -> Certificate:
         """The certificate of a client that is called `name`."""
@@ -94,9 +94,9 @@ class Authority:
 
     def _make(self, name: str, kind: Kind, address: str) -> Certificate:
         if kind is Kind.UNKNOWN_CA:
-            if self._stranger is None:
-                self._stranger = Authority("Unknown CA")
-            return self._stranger.leaf(name)
+            if self._unknown_ca is None:
+                self._unknown_ca = Authority("Unknown CA")
+            return self._unknown_ca.leaf(name)
         leaf_key: _Key = (
             _rsa_1024() if kind is Kind.SHORT_KEY else ec.generate_private_key(ec.SECP256R1())
         )

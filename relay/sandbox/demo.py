@@ -4,7 +4,7 @@ This process runs a DNS server, mail hosts, and a real relay with a queue of its
 removed at the end. Four hosts differ in their TLS (a good certificate, one for another name, an
 expired one, no STARTTLS). Five hosts differ in what their domain publishes or the operator pins. A
 client sends the relay one message for each host and each pair of settings. The table shows the
-relay's delivery log, compared with the rules (`RULES`) and with what the hosts received.
+relay's delivery log, compared with the rules (`HOSTS`) and with what the hosts received.
 
 The exit code is 0 where all messages went as the rules say.
 """
@@ -41,11 +41,8 @@ from relay.queue.policies import StoredPolicy
 from relay.route.local_address import is_local_address
 from relay.sandbox.certificates import Authority
 from relay.sandbox.demo_rules import (
-    BY_PUBLISHED,
     HOSTS,
-    LEGEND,
-    PUBLISHED,
-    RULES,
+    SETTINGS,
     WAYS,
     Cell,
     Published,
@@ -87,16 +84,16 @@ def main(*, as_json: bool = False) -> int:
 async def run() -> list[Cell]:
     """Start the sandbox, send the messages, wait for the log line of each, stop the sandbox."""
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as directory:
-        async with AsyncExitStack() as stage:
-            return await _run(Path(directory), stage)
+        async with AsyncExitStack() as opened:
+            return await _run(Path(directory), opened)
 
 
-async def _run(directory: Path, stage: AsyncExitStack) -> list[Cell]:
+async def _run(directory: Path, opened: AsyncExitStack) -> list[Cell]:
     authority = Authority("Relay demo CA")
     ca_file = directory / "ca.pem"
     ca_file.write_bytes(authority.ca_pem)
-    dns = await stage.enter_async_context(DnsServer())
-    hosts = await _raise_hosts(stage, dns, authority)
+    dns = await opened.enter_async_context(DnsServer())
+    hosts = await _start_hosts(opened, dns, authority)
     config_file, port = _write_config(directory, ca_file, dns, hosts)
     config = load(config_file, {})
     await _publish(dns, hosts, Path(config.queue.path))
@@ -104,29 +101,33 @@ async def _run(directory: Path, stage: AsyncExitStack) -> list[Cell]:
     relay = await Relay.start(
         config, path=config_file, environ={}, files=files, systemd=Systemd({})
     )
-    stage.push_async_callback(relay.stop)
+    opened.push_async_callback(relay.stop)
     await _submit(port)
     events = await _follow(Path(config.log.delivery))
     return [
         _cell(require, skip, host, hosts[host], events)
-        for require, skip in RULES
-        for host in _played()
+        for require, skip in SETTINGS
+        for host in _hosts_here()
     ]
 
 
-def _played() -> list[str]:
-    """The hosts of this machine. Without many addresses the relay uses routes, which ignore what
-    a domain publishes, so the hosts of such domains are left out.
+def _hosts_here() -> list[str]:
+    """The hosts that can run on this machine. Where loopback has one address, the relay uses
+    routes, for which a domain's policy and records do not matter: such domains are left out.
     """
-    return [host for host in HOSTS if host not in PUBLISHED or _has_many_addresses()]
+    return [
+        host
+        for host, kind in HOSTS.items()
+        if kind.published is Published.NOTHING or _has_many_addresses()
+    ]
 
 
 async def _publish(dns: DnsServer, hosts: Mapping[str, MxServer], spool: Path) -> None:
     """Publish TLSA records in signed zones, and store policies as if the relay had fetched them."""
     policies = await open_policies(QueueLocation(str(spool)))
-    for host in _played():
+    for host in _hosts_here():
         name, mx = _domain(host), hosts[host]
-        match PUBLISHED.get(host, Published.NOTHING):
+        match HOSTS[host].published:
             case Published.TLSA | Published.OTHER_TLSA as published:
                 digest = mx.certificate_sha256 if published is Published.TLSA else "00" * 32
                 dns.sign(name)
@@ -142,8 +143,8 @@ async def _publish(dns: DnsServer, hosts: Mapping[str, MxServer], spool: Path) -
     await policies.close()
 
 
-async def _raise_hosts(
-    stage: AsyncExitStack, dns: DnsServer, authority: Authority
+async def _start_hosts(
+    opened: AsyncExitStack, dns: DnsServer, authority: Authority
 ) -> dict[str, MxServer]:
     """Start the mail hosts and put their names into the DNS.
 
@@ -153,12 +154,12 @@ async def _raise_hosts(
     """
     hosts: dict[str, MxServer] = {}
     port = 0
-    for n, host in enumerate(_played(), start=2):
-        script = HOSTS[host]
+    for n, host in enumerate(_hosts_here(), start=2):
+        script = HOSTS[host].script
         name = f"mx.{_domain(host)}"
         address = f"127.0.0.{n}" if _has_many_addresses() else "127.0.0.1"
         mx = MxServer(script, name=name, address=address, port=port, authority=authority)
-        hosts[host] = await stage.enter_async_context(mx)
+        hosts[host] = await opened.enter_async_context(mx)
         if _has_many_addresses():
             port = mx.port
         dns.mx(_domain(host), (10, name))
@@ -182,8 +183,8 @@ def _write_config(
         "policy": {
             "destinations": {
                 _domain(host): {"mx": [f"other.{_domain(host)}"]}
-                for host, published in PUBLISHED.items()
-                if published is Published.PINNED
+                for host, kind in HOSTS.items()
+                if kind.published is Published.PINNED
             }
         },
     }
@@ -202,8 +203,8 @@ async def _submit(port: int) -> None:
     async with aiosmtplib.SMTP(
         hostname="127.0.0.1", port=port, start_tls=False, timeout=10
     ) as client:
-        for require, skip in RULES:
-            for host in _played():
+        for require, skip in SETTINGS:
+            for host in _hosts_here():
                 recipient = _recipient(require, skip, host)
                 content = (
                     f"From: alice@sender.test\r\nTo: {recipient}\r\nSubject: demo\r\n"
@@ -218,7 +219,7 @@ async def _follow(log: Path) -> dict[str, JsonDocument]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         events = _attempts_in(log)
-        if len(events) == len(RULES) * len(_played()) or time.monotonic() > deadline:
+        if len(events) == len(SETTINGS) * len(_hosts_here()) or time.monotonic() > deadline:
             return events
         await asyncio.sleep(0.05)
 
@@ -239,9 +240,7 @@ def _cell(
         require_tls=require,
         skip_verification=skip,
         host=host,
-        expected=BY_PUBLISHED[PUBLISHED[host]]
-        if host in PUBLISHED
-        else RULES[require, skip][list(HOSTS).index(host)],
+        expected=HOSTS[host].expected[SETTINGS.index((require, skip))],
         result=result,
         seen_by_host=_ways_at(mx, recipient) == WAYS[result],
         why=_why(event, result),
@@ -253,8 +252,8 @@ def _ways_at(mx: MxServer, recipient: str) -> list[str]:
     """How each copy of this message reached the host. A RCPT in clear counts as a copy, too."""
     copies = [message for message in mx.messages if recipient in message.forward_paths]
     ways = ["tls" if message.in_tls else "clear" for message in copies]
-    betrayed = any(recipient.encode() in connection.clear for connection in mx.connections)
-    return [*ways, "betrayed"] if betrayed and "clear" not in ways else ways
+    was_in_clear = any(recipient.encode() in connection.clear for connection in mx.connections)
+    return [*ways, "clear"] if was_in_clear and "clear" not in ways else ways
 
 
 def _result(event: JsonFields) -> Result:
@@ -286,13 +285,13 @@ def _why(event: JsonFields, result: Result) -> str:
             reason, error = status["downgrade"]["reason"], status["downgrade"]["error"]
             # "starttls-not-offered: STARTTLS not offered" says one thing twice.
             return (
-                reason if error.lower() == reason.replace("-", " ") else f"{reason}: {_tail(error)}"
+                reason if error.lower() == reason.replace("-", " ") else f"{reason}: {_last(error)}"
             )
         case _:
-            return f"{status['enhanced-code']}: {_tail(status['description'] or status['message'])}"
+            return f"{status['enhanced-code']}: {_last(status['description'] or status['message'])}"
 
 
-def _tail(text: str) -> str:
+def _last(text: str) -> str:
     """The last and most precise part of `host [address]: what failed: why`."""
     if "not connected to: " in text:
         return text.partition("]: ")[2]
@@ -347,8 +346,8 @@ def _legend() -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(min_width=max(map(len, HOSTS)), no_wrap=True)
     table.add_column(overflow="fold")
-    for host in _played():
-        table.add_row(host, Text(LEGEND[host]))
+    for host in _hosts_here():
+        table.add_row(host, Text(HOSTS[host].meaning))
     table.add_row("✓ ✗", Text("the message went as the rules say, or otherwise"))
     table.add_row()
     return table

@@ -26,7 +26,7 @@ CAUGHT = ("*.example", "example.com", "example.net", "example.org")
 
 _NOTE = (
     "This is the demonstration: mail for *.example and example.com, .net and .org"
-    " ends in a host built in and leaves nowhere."
+    " ends in a built-in host and does not leave this machine."
 )
 _USER = "demo"
 
@@ -57,7 +57,7 @@ def overlay(
     document = as_document(config, with_secrets=True)
     routes = document["routes"] | {name: {"host": "localhost", "port": port} for name in CAUGHT}
     users = document["admin"]["web"]["users"] | {_USER: {"password": password, "role": "operator"}}
-    said = {
+    fixed = {
         "RELAY__ROUTES": _as_text(routes),
         "RELAY__TLS__CA_FILE": str(ca_file),
         "RELAY__ADMIN__HTTP": config.admin.http or "127.0.0.1:8025",
@@ -65,10 +65,10 @@ def overlay(
         "RELAY__ADMIN__WEB__NOTE": _as_text(_NOTE),
         "RELAY__WORKERS": "1",
     }
-    quiet = {"RELAY__LOG__LEVEL": "warning", "RELAY__RESOLVER__TRUST_AD": "never"}
+    defaults = {"RELAY__LOG__LEVEL": "warning", "RELAY__RESOLVER__TRUST_AD": "never"}
     if "." not in config.hostname:
-        quiet["RELAY__HOSTNAME"] = "relay.example"
-    return {name: text for name, text in quiet.items() if name not in environ} | said
+        defaults["RELAY__HOSTNAME"] = "relay.example"
+    return {name: text for name, text in defaults.items() if name not in environ} | fixed
 
 
 def _as_text(value: object) -> str:

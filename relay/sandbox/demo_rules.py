@@ -1,26 +1,16 @@
-"""What the hosts of `relay demo` are, and what has to become of mail to each."""
+"""The mail hosts of `relay demo`, and the result that the TLS rules give a message to each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
 
 from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.sandbox.certificates import Kind
 from relay.sandbox.script import Script, StartTls
 
-__all__ = [
-    "BY_PUBLISHED",
-    "HOSTS",
-    "LEGEND",
-    "PUBLISHED",
-    "RULES",
-    "WAYS",
-    "Cell",
-    "Published",
-    "Result",
-]
+__all__ = ["HOSTS", "SETTINGS", "WAYS", "Cell", "DemoHost", "Published", "Result"]
 
 
 class Result(StrEnum):
@@ -34,68 +24,81 @@ class Result(StrEnum):
     LOST = "no word of it"
 
 
-class Published(StrEnum):
+class Published(Enum):
     """What a domain publishes about its mail host, or what the operator configures for it."""
 
-    NOTHING = "nothing"
-    TLSA = "the TLSA record of its certificate"
-    OTHER_TLSA = "the TLSA record of another certificate"
-    POLICY = "an MTA-STS policy that names the host"
-    OTHER_POLICY = "an MTA-STS policy that names another host"
-    PINNED = "another host is pinned"
+    NOTHING = auto()
+    TLSA = auto()
+    OTHER_TLSA = auto()
+    POLICY = auto()
+    OTHER_POLICY = auto()
+    PINNED = auto()
 
 
-HOSTS: Mapping[str, Script] = {
-    "good": Script(),
-    "wrong-name": Script(certificate=Kind.WRONG_NAME),
-    "expired": Script(certificate=Kind.EXPIRED),
-    "no-starttls": Script(starttls=StartTls.ABSENT),
-    "dane": Script(certificate=Kind.SELF_SIGNED),
-    "dane-mismatch": Script(),
-    "mta-sts": Script(),
-    "mta-sts-other": Script(),
-    "pinned-other": Script(),
+@dataclass(frozen=True, slots=True)
+class DemoHost:
+    """A kind of mail host. `expected`: the result with each pair of `SETTINGS`."""
+
+    meaning: str
+    expected: tuple[Result, ...]
+    script: Script = field(default_factory=Script)
+    published: Published = Published.NOTHING
+
+
+SETTINGS = ((False, False), (False, True), (True, False), (True, True))
+"""require_tls and skip_verification."""
+
+_WITHOUT_VERIFIED_TLS = (Result.IN_CLEAR, Result.UNVERIFIED, Result.DEFERRED, Result.UNVERIFIED)
+_ALWAYS_VERIFIED = (Result.VERIFIED,) * len(SETTINGS)
+_NEVER_SENT = (Result.DEFERRED,) * len(SETTINGS)
+
+HOSTS: Mapping[str, DemoHost] = {
+    "good": DemoHost(
+        "TLS, with a valid certificate",
+        (Result.VERIFIED, Result.UNVERIFIED, Result.VERIFIED, Result.UNVERIFIED),
+    ),
+    "wrong-name": DemoHost(
+        "TLS, with a certificate for another name",
+        _WITHOUT_VERIFIED_TLS,
+        Script(certificate=Kind.WRONG_NAME),
+    ),
+    "expired": DemoHost(
+        "TLS, with an expired certificate",
+        _WITHOUT_VERIFIED_TLS,
+        Script(certificate=Kind.EXPIRED),
+    ),
+    "no-starttls": DemoHost(
+        "no TLS",
+        (Result.IN_CLEAR, Result.IN_CLEAR, Result.DEFERRED, Result.DEFERRED),
+        Script(starttls=StartTls.ABSENT),
+    ),
+    "dane": DemoHost(
+        "no authority's certificate; the domain publishes the TLSA record of its certificate",
+        _ALWAYS_VERIFIED,
+        Script(certificate=Kind.SELF_SIGNED),
+        Published.TLSA,
+    ),
+    "dane-mismatch": DemoHost(
+        "a valid certificate; the domain publishes the TLSA record of another certificate",
+        _NEVER_SENT,
+        published=Published.OTHER_TLSA,
+    ),
+    "mta-sts": DemoHost(
+        "a valid certificate; the domain publishes an MTA-STS policy that names the host",
+        _ALWAYS_VERIFIED,
+        published=Published.POLICY,
+    ),
+    "mta-sts-other": DemoHost(
+        "a valid certificate; the domain publishes an MTA-STS policy that names another host",
+        _NEVER_SENT,
+        published=Published.OTHER_POLICY,
+    ),
+    "pinned-other": DemoHost(
+        "a valid certificate; the configuration allows only another host (a pin)",
+        _NEVER_SENT,
+        published=Published.PINNED,
+    ),
 }
-
-PUBLISHED: Mapping[str, Published] = {
-    "dane": Published.TLSA,
-    "dane-mismatch": Published.OTHER_TLSA,
-    "mta-sts": Published.POLICY,
-    "mta-sts-other": Published.OTHER_POLICY,
-    "pinned-other": Published.PINNED,
-}
-
-LEGEND: Mapping[str, str] = {
-    "good": "TLS, with a valid certificate",
-    "wrong-name": "TLS, with a certificate for another name",
-    "expired": "TLS, with an expired certificate",
-    "no-starttls": "no TLS",
-    "dane": f"no authority's certificate; the domain publishes {Published.TLSA}",
-    "dane-mismatch": f"a valid certificate; the domain publishes {Published.OTHER_TLSA}",
-    "mta-sts": f"a valid certificate; the domain publishes {Published.POLICY}",
-    "mta-sts-other": f"a valid certificate; the domain publishes {Published.OTHER_POLICY}",
-    "pinned-other": "a valid certificate; the configuration allows only another host (a pin)",
-}
-"""The kinds of mail host, as the demo explains them."""
-
-BY_PUBLISHED: Mapping[Published, Result] = {
-    Published.TLSA: Result.VERIFIED,
-    Published.OTHER_TLSA: Result.DEFERRED,
-    Published.POLICY: Result.VERIFIED,
-    Published.OTHER_POLICY: Result.DEFERRED,
-    Published.PINNED: Result.DEFERRED,
-}
-"""The expected result, the same with all four pairs of settings."""
-
-# fmt: off
-RULES: Mapping[tuple[bool, bool], tuple[Result, Result, Result, Result]] = {
-    # require, skip:  good             wrong name       expired          no STARTTLS
-    (False, False): (Result.VERIFIED,   Result.IN_CLEAR,   Result.IN_CLEAR,   Result.IN_CLEAR),
-    (False, True):  (Result.UNVERIFIED, Result.UNVERIFIED, Result.UNVERIFIED, Result.IN_CLEAR),
-    (True,  False): (Result.VERIFIED,   Result.DEFERRED,   Result.DEFERRED,   Result.DEFERRED),
-    (True,  True):  (Result.UNVERIFIED, Result.UNVERIFIED, Result.UNVERIFIED, Result.DEFERRED),
-}
-# fmt: on
 
 
 WAYS: Mapping[Result, list[str]] = {

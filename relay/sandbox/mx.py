@@ -3,8 +3,7 @@
 `relay.sandbox.script` says how the host behaves, `relay.sandbox.recording` what it received.
 
     script = Script(certificate=Kind.EXPIRED, replies={"RCPT": ("450 4.2.0 busy", "250 2.1.5 OK")})
-    async with MxServer(script, name="mx.example.net", address="127.0.0.2", authority=authority) as
-    mx:
+    async with MxServer(script, name="mx.example.net", address="127.0.0.2") as mx:
         ...
     assert mx.messages[0].in_tls and b"MAIL" not in mx.connections[0].clear
 

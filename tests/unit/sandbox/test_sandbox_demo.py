@@ -25,8 +25,8 @@ def test_demo_goes_as_the_rules_say_and_leaves_no_file(
     assert demo.main() == 0
     told = capsys.readouterr()
     assert "36 of 36 messages went as the rules say" in told.out
-    for host, meaning in demo_rules.LEGEND.items():
-        assert f"{host:<13}  {meaning[:30]}" in told.out
+    for host, kind in demo_rules.HOSTS.items():
+        assert f"{host:<13}  {kind.meaning[:30]}" in told.out
     assert told.err == ""
     assert list(temporary_files.iterdir()) == []
 
@@ -49,7 +49,8 @@ def test_a_program_gets_each_line_of_the_delivery_log(capsys: pytest.CaptureFixt
 def test_demo_exits_with_1_where_a_host_breaks_the_rules(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "HOSTS", {**demo_rules.HOSTS, "expired": Script()})
+    other = replace(demo_rules.HOSTS["expired"], script=Script())
+    monkeypatch.setattr(demo, "HOSTS", {**demo_rules.HOSTS, "expired": other})
     assert demo.main() == 1
     told = capsys.readouterr().out
     assert "not as ruled: no / no at expired: expected: sent in clear" in told
