@@ -244,6 +244,8 @@ class Destinations:
         self, names: Iterable[str], holder: Holder, hop: NextHop | None = None
     ) -> Use | None:
         """Take a connection at the first of some destinations that has room."""
+        if hop is not None and not self.limits.has_room(hop):
+            return None
         return next((use for name in names if (use := self.begin(name, holder, hop))), None)
 
     def end(self, use: Use) -> None:
@@ -256,14 +258,6 @@ class Destinations:
     def turn_to(self, use: Use, address: str) -> None:
         """The entry turns to this address of a next hop, or away from one (`address` is empty)."""
         use.address, use.began, use.is_connected = address, self._clock(), False
-
-    def is_to_be_asked(self, name: str, hop: NextHop | None = None) -> bool:
-        """Whether an attempt can go on at a destination: it has room, or is known to be silent."""
-        known, now = self._known.get(name), self._clock()
-        if known is not None and now < known.suspended_until:
-            return True
-        has_room = known is None or self._room(known, now) > 0
-        return has_room and (hop is None or self.limits.has_room(hop))
 
     def others_may_stay(self, use: Use) -> int:
         """How many idle connections may stay beside those in use."""

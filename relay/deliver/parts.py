@@ -49,13 +49,11 @@ class NodeParts:
         """How many attempts a next hop may have; 0 where this node has no part of one of its
         limits.
         """
-        rate, connections = hop.rate, hop.max_connections
-        limits = [self._most]
-        if connections is not None:
-            limits.append(connections)
-        if rate is not None and not self._part(rate.messages, hop.destination):
+        rate, connections, name = hop.rate, hop.max_connections, hop.destination
+        if rate is not None and not self._part(rate.messages, name):
             return 0
-        return min(self._part(limit, hop.destination) for limit in limits)
+        most = self._part(self._most, name)
+        return most if connections is None else min(most, self._part(connections, name))
 
     def of_address(self, destination: str) -> int:
         """How many connections an address may have, or a next hop. At least one: the domains that

@@ -76,15 +76,12 @@ class Room:
             self._lines.unbind(line)
         self._hops.clear()
 
-    def is_to_be_asked(self, line: str) -> bool:
-        """Whether an attempt gets on at one of a line's destinations, or none is known."""
-        names, hop = self._names(line), self._hops.get(line)
-        return not names or any(self._destinations.is_to_be_asked(name, hop) for name in names)
-
-    def is_silent(self, line: str) -> bool:
-        """Whether an attempt ends without a connection: a destination is known to be silent."""
-        silence_of = self._destinations.silence_of
-        return any(silence_of(name) is not None for name in self._names(line))
+    def needs_no_connection(self, line: str) -> bool:
+        """Whether an attempt gets on without a reserved connection: it is not known where a line's
+        mail leads, or one of its destinations is silent, which ends the attempt at once.
+        """
+        names, silence_of = self._names(line), self._destinations.silence_of
+        return not names or any(silence_of(name) is not None for name in names)
 
     def reserve(self, line: str, entry: Entry) -> Use | None:
         """Take a connection for an entry at the first of its destinations that has room."""

@@ -267,19 +267,14 @@ class Scheduler:
 
     async def _take(self, claimed: Sequence[Entry]) -> None:
         """Put claimed entries into their lines; begin those with a slot."""
-        silent, unserved = [], []
-        for entry in claimed:
-            if not self._waiting.is_served(entry):
-                unserved.append(entry)
-            elif not self._waiting.add(entry):
-                silent.append(entry)
+        lines, silent, unserved = self._waiting.line_up(claimed)
         self._begin_attempts()
         await self._put_off(silent)
         await self._leave_to_others(unserved)
         if claimed and len(unserved) == len(claimed):
             await self._recorder.pause(_NEXT_LOOK)  # there may be much more that is others'
-        room, lines = self._waiting.room, self._waiting.lines
-        if len(lines) > 2 * self._most or room.has_excess(map(room.line_of, claimed)):
+        is_too_much = len(self._waiting.lines) > 2 * self._most
+        if is_too_much or self._waiting.room.has_excess(lines):
             await self._shorten_lines()
 
     async def _leave_to_others(self, entries: Sequence[Entry]) -> None:

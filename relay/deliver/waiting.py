@@ -10,7 +10,7 @@ are claimed for while the others fill their page.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
@@ -24,7 +24,7 @@ from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import NextHop
 
-__all__ = ["LEFT_FOR", "NextAttempt", "Waiting", "Wanted"]
+__all__ = ["LEFT_FOR", "LinedUp", "NextAttempt", "Waiting", "Wanted"]
 
 A = TypeVar("A")
 
@@ -45,6 +45,16 @@ class Wanted:
     skip: frozenset[str]
     only: tuple[str, ...] | None
     with_new: bool
+
+
+class LinedUp(NamedTuple):
+    """What became of claimed entries: the lines that some of them belong to, and those that do not
+    wait there. `silent`: their destination is. `unserved`: this node has no part of it.
+    """
+
+    lines: set[str]
+    silent: list[Entry]
+    unserved: list[Entry]
 
 
 class NextAttempt(NamedTuple):
@@ -89,13 +99,19 @@ class Waiting(Generic[A]):
         self._under_way: Counter[str] = Counter()
         """Attempts by recipient domain."""
 
-    def add(self, entry: Entry) -> bool:
-        """Let an entry wait in its line; whether it may: its destination is not silent."""
-        line = self.room.line_of(entry)
-        if self.paces.is_suspended(line):
-            return False
-        self.lines.add(line, entry, self.slots.rank(line, entry))
-        return True
+    def line_up(self, claimed: Iterable[Entry]) -> LinedUp:
+        """Let claimed entries wait in their lines, those that may."""
+        result = LinedUp(set(), [], [])
+        for entry in claimed:
+            line = self.room.line_of(entry)
+            result.lines.add(line)
+            if not self.room.part_of(line):
+                result.unserved.append(entry)
+            elif self.paces.is_suspended(line):
+                result.silent.append(entry)
+            else:
+                self.lines.add(line, entry, self.slots.rank(line, entry))
+        return result
 
     def wait_for_room(self, entry: Entry, why: NotNow) -> None:
         """Let an entry wait again that has found no room."""
@@ -116,15 +132,13 @@ class Waiting(Generic[A]):
 
     def ended(self, entry: Entry) -> None:
         """The attempt of an entry has ended."""
-        self._under_way[entry.domain] -= 1
-        if not self._under_way[entry.domain]:
+        left = self._under_way[entry.domain] - 1
+        if left:
+            self._under_way[entry.domain] = left
+        else:
             del self._under_way[entry.domain]
 
     # --- several nodes ----------------------------------------------------------------------------
-
-    def is_served(self, entry: Entry) -> bool:
-        """Whether this node has a part of the destination of an entry."""
-        return self.room.part_of(self.room.line_of(entry)) > 0
 
     def pop_unserved(self) -> list[Entry]:
         """All that wait and are not served here."""
@@ -180,30 +194,26 @@ class Waiting(Generic[A]):
             most = self.room.part_of(line)
             if not self.paces.has_room(line, most=most, is_crowded=is_crowded):
                 continue
-            if not self._begins_with_one_that_may_go(line):
-                continue
-            if not self.room.is_to_be_asked(line):
+            if not self._begins_with_one_that_may_go(line, most):
                 continue
             entry = self.lines.head(line)
             use = self.room.reserve(line, entry)
-            if use is not None or not is_of_hop(line) or self.room.is_silent(line):
+            if use is not None or self.room.needs_no_connection(line):
                 self.lines.pop(line)
                 return NextAttempt(entry, line, rank, use)
         return None
 
-    def _begins_with_one_that_may_go(self, line: str) -> bool:
-        """Whether the domain of a line's head may have another attempt. In the line of a next hop,
-        entries of domains that may not go behind the others: they hold up no other domain, and are
-        the first that are given back to the queue.
+    def _begins_with_one_that_may_go(self, line: str, most: int) -> bool:
+        """Whether the domain of a line's head has fewer than `most` attempts. In the line of a next
+        hop, entries of domains that may not go behind the others: they hold up no other domain, and
+        are the first that are given back to the queue.
         """
-        most = self.room.part_of(line)
-
-        def may_go(entry: Entry) -> bool:
-            return self._under_way[entry.domain] < most
-
-        if is_of_hop(line):
-            return self.lines.bring_forward(line, may_go)
-        return may_go(self.lines.head(line))
+        under_way = self._under_way
+        if under_way.get(self.lines.head(line).domain, 0) < most:
+            return True
+        return is_of_hop(line) and self.lines.bring_forward(
+            line, lambda entry: under_way.get(entry.domain, 0) < most
+        )
 
     # --- what to claim ----------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def test_an_idle_relay_claims_a_page_with_all_that_is_new():
 def test_nothing_is_claimed_while_half_a_page_waits_and_no_place_is_free():
     waiting = waiting_of(4, 4)
     for number in range(7):
-        waiting.add(of(f"d{number}.example", number))
+        waiting.line_up([of(f"d{number}.example", number)])
     assert len(begin_all(waiting)) == 4
     assert waiting.wanted() is None
     for number in (4, 5):
@@ -79,7 +79,7 @@ def test_a_page_of_unproven_domains_leaves_claims_for_proven_ones_alone():
     waiting = waiting_of(20, 5)
     waiting.slots.note("well.example", is_proven=True)
     for number in range(40):
-        waiting.add(of(f"slow{number}.example", number))
+        waiting.line_up([of(f"slow{number}.example", number)])
     assert len(begin_all(waiting)) == 15
     wanted = waiting.wanted()
     assert wanted is not None
@@ -94,9 +94,9 @@ def test_the_slots_of_proven_domains_are_left_free_by_all_others():
     waiting = waiting_of(8, 2)
     waiting.slots.note("well.example", is_proven=True)
     for number in range(8):
-        waiting.add(of(f"slow{number}.example", number))
+        waiting.line_up([of(f"slow{number}.example", number)])
     assert len(begin_all(waiting)) == 6
-    waiting.add(of("well.example"))
+    waiting.line_up([of("well.example")])
     assert begin_all(waiting) == ["well.example"]
 
 
@@ -104,20 +104,20 @@ def test_a_message_to_many_domains_leaves_slots_for_other_messages():
     waiting = waiting_of(8, 2)
     waiting.slots.note("well.example", is_proven=True)
     for number in range(8):
-        waiting.add(of(f"list{number}.example", number, total=100))
+        waiting.line_up([of(f"list{number}.example", number, total=100)])
     assert len(begin_all(waiting)) == 3
-    waiting.add(of("new.example"))
+    waiting.line_up([of("new.example")])
     assert begin_all(waiting) == ["new.example"]
 
 
 def test_a_domain_whose_line_is_long_is_passed_over_until_it_is_shorter():
     waiting = waiting_of(20, 4)
     for number in range(7):
-        waiting.add(of("long.example", number))
-    waiting.add(of("other.example"))
+        waiting.line_up([of("long.example", number)])
+    waiting.line_up([of("other.example")])
     begin_all(waiting)
     for number in range(2):
-        waiting.add(of("long.example", 10 + number))
+        waiting.line_up([of("long.example", 10 + number)])
     wanted = waiting.wanted()
     assert wanted is not None
     assert wanted.skip == {"long.example"}
@@ -131,9 +131,9 @@ def test_classes_of_domains_take_turns():
     waiting = waiting_of(20, 5)
     waiting.slots.note("well.example", is_proven=True)
     for number in range(2):
-        waiting.add(of("well.example", number))
-        waiting.add(of(f"new{number}.example", number))
-        waiting.add(of(f"list{number}.example", number, total=100))
+        waiting.line_up([of("well.example", number)])
+        waiting.line_up([of(f"new{number}.example", number)])
+        waiting.line_up([of(f"list{number}.example", number, total=100)])
     domains = ["new0.example", "list0.example", "well.example"]
     assert begin_all(waiting) == [*domains, "new1.example", "list1.example", "well.example"]
 
@@ -142,7 +142,7 @@ def test_domains_of_a_next_hop_wait_in_one_line_and_begin_with_a_connection_rese
     limited = hop(max_connections=2)
     waiting = waiting_of(20, 5, lambda entry: limited)
     for number in range(4):
-        waiting.add(of(f"d{number}.example", number))
+        waiting.line_up([of(f"d{number}.example", number)])
     assert waiting.lines.names() == ["next hop provider"]
     turns = list(waiting.turns())
     assert [turn.entry.domain for turn in turns] == ["d0.example", "d1.example"]
@@ -157,7 +157,7 @@ def test_mail_over_a_limited_next_hop_does_not_hold_up_other_mail_for_the_same_d
 
     waiting = waiting_of(20, 4, leads_to)
     for number in range(9):
-        waiting.add(of("mail.example", number))
+        waiting.line_up([of("mail.example", number)])
     begun = [turn.entry.message.queue_id for turn in waiting.turns()]
     assert sorted(begun) == ["Q0", "Q5", "Q6", "Q7"], "4 for a domain, over whatever way"
     wanted = waiting.wanted()
@@ -173,12 +173,12 @@ def test_domain_that_hangs_over_one_next_hop_holds_up_no_other_domain_of_another
 
     waiting = waiting_of(20, 4, leads_to)
     for number in range(4):
-        waiting.add(of("slow.example", number))
+        waiting.line_up([of("slow.example", number)])
     assert begin_all(waiting) == ["slow.example"] * 4
     for number in range(4, 7):
-        waiting.add(of("slow.example", number))
+        waiting.line_up([of("slow.example", number)])
     for number in range(7, 9):
-        waiting.add(of(f"d{number}.example", number))
+        waiting.line_up([of(f"d{number}.example", number)])
     assert begin_all(waiting) == ["d7.example", "d8.example"]
     waiting.ended(of("slow.example"))
     [turn] = waiting.turns()
@@ -193,12 +193,12 @@ def test_entries_whose_domain_is_busy_are_the_first_that_go_back_into_the_queue(
 
     waiting = waiting_of(20, 4, leads_to)
     for number in range(4):
-        waiting.add(of("slow.example", number))
-    waiting.add(of("first.example", 9))
+        waiting.line_up([of("slow.example", number)])
+    waiting.line_up([of("first.example", 9)])
     assert len(begin_all(waiting)) == 5, "the rate lets none in from now on"
     for number in range(4, 9):
-        waiting.add(of("slow.example", number))
-    waiting.add(of("other.example", 9))
+        waiting.line_up([of("slow.example", number)])
+    waiting.line_up([of("other.example", 9)])
     assert begin_all(waiting) == []
     taken = waiting.room.take_excess()
     assert taken
@@ -210,7 +210,7 @@ def test_entries_that_wait_for_limits_of_next_hops_take_no_page_from_others():
     waiting = waiting_of(20, 4, lambda entry: hops[int(entry.domain[1:3])])
     for number in range(30):
         for again in range(4):
-            waiting.add(of(f"d{number:02}.example", 100 * number + again))
+            waiting.line_up([of(f"d{number:02}.example", 100 * number + again)])
     assert len(list(waiting.turns())) == 30
     wanted = waiting.wanted()
     assert wanted is not None
@@ -222,7 +222,7 @@ def test_entries_line_up_again_when_routes_have_changed():
     routes = {"d0.example": hop("old"), "d1.example": hop("old")}
     waiting = waiting_of(20, 4, lambda entry: routes.get(entry.domain))
     for number in range(3):
-        waiting.add(of(f"d{number}.example", number))
+        waiting.line_up([of(f"d{number}.example", number)])
     assert waiting.lines.names() == ["next hop old", "d2.example"]
     routes.clear()
     routes["d2.example"] = hop("new")
@@ -238,9 +238,9 @@ def test_mail_for_domains_of_a_proven_next_hop_is_claimed_with_that_for_proven_d
     assert waiting.slots.proven == ("d1.example", "well.example")
     assert waiting.slots.rank("next hop provider", of("d2.example")) is Rank.PROVEN
     for number in range(40):
-        waiting.add(of(f"slow{number}.example", number))
+        waiting.line_up([of(f"slow{number}.example", number)])
     begin_all(waiting)
-    waiting.add(of("d2.example"))
+    waiting.line_up([of("d2.example")])
     assert begin_all(waiting) == ["d2.example"]
 
 
@@ -252,13 +252,13 @@ def test_attempt_takes_long_after_a_second_only_where_others_wait_for_its_place(
     for domain in [*domains, "well.example"]:
         waiting.slots.note(domain, is_proven=True)
     for domain in domains:
-        waiting.add(of(domain))
+        waiting.line_up([of(domain)])
     assert len(begin_all(waiting)) == slow
     if slow == 8:
-        waiting.add(of("well.example"))
+        waiting.line_up([of("well.example")])
     for seconds in (after - 0.6, after):
         now[0] = 100.0 + seconds
-        waiting.add(of("other.example"))
+        waiting.line_up([of("other.example")])
         begin_all(waiting)
         is_long = seconds == after
         assert ("slow0.example" in waiting.slots.proven) is not is_long
