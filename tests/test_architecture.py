@@ -88,6 +88,7 @@ SHELLS = {
     "relay.receive.listener",
     "relay.deliver.wake_up",
     "relay.deliver.attempt",
+    "relay.deliver.connecting",
     "relay.deliver.hand_over",
     "relay.deliver.hop_trial",
     "relay.deliver.connection",

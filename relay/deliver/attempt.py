@@ -22,34 +22,21 @@ connects, before MAIL and before the final dot.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 
 from relay.deliver import negotiate
+from relay.deliver.conditions import Asked, Conditions
+from relay.deliver.connecting import Connecting
 from relay.deliver.connection import Connection
-from relay.deliver.destinations import (
-    Destinations,
-    NotNow,
-    Use,
-    turns_away,
-)
-from relay.deliver.diagnosis import (
-    NO_SECURE_WAY,
-    Stage,
-    judge,
-    unmet,
-)
-from relay.deliver.floors import DomainFloor, Floors
-from relay.deliver.hand_over import Conditions, HandOver, with_result
-from relay.deliver.hop_turns import HopTurns, HostResult, HostTurn, cause_of
-from relay.deliver.host_health import Cause
+from relay.deliver.destinations import Destinations, NotNow, Use
+from relay.deliver.floors import Floors
+from relay.deliver.hand_over import HandOver
+from relay.deliver.hop_turns import HopTurns, HostResult, HostTurn
 from relay.deliver.job import Job, job_of
 from relay.deliver.login import Logins
-from relay.deliver.memory import NO_PAST, AtHost, shown_by
+from relay.deliver.memory import NO_PAST, shown_by
 from relay.deliver.options import DeliveryOptions, TlsOptions, security_options
 from relay.deliver.pool import Pool, pool_key
 from relay.deliver.sessions import SessionLog
@@ -58,24 +45,15 @@ from relay.deliver.sts_policies import PolicyPending
 from relay.deliver.tally import Tally
 from relay.deliver.tls import TlsContexts
 from relay.deliver.transfer import require_claim
-from relay.mail.outcome import Code, Deferred, HopPolicy, Outcome
+from relay.mail.outcome import Code, Deferred, Outcome
 from relay.mail.record import replace
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import TLS_REPORT, Entry, QueuedRecipient
 from relay.queue.store import ClaimLost, SpoolError
-from relay.route.floor import HostFloor
-from relay.route.mta_sts import StsMode
-from relay.route.next_hop import Host, Hosts, Naming, NextHop, NoRoute, RouteFinder
-from relay.route.security import Requirement, at_host, is_below, requirement, under
+from relay.route.next_hop import Host, NoRoute, RouteFinder
+from relay.route.security import Requirement, at_host, is_below, requirement
 
 __all__ = ["Attempt"]
-
-log = logging.getLogger(__name__)
-
-_AGAIN_SECONDS = 0.05
-
-_SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain without MX records"
-"""What makes the name of a host known for sure (`DomainFloor.has_secure_name`)."""
 
 
 class Attempt:
@@ -111,18 +89,17 @@ class Attempt:
                 settings, self._security, requiretls=requiretls
             )
         )
-        self._using = negotiate.SessionOptions(
-            hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file), logins
-        )
         self._pool = Pool() if pool is None else pool
         self._signer = signer
         self._destinations = destinations or Destinations(
             delivery.concurrency_per_destination, clock=_now
         )
-        self._limits = self._destinations.limits
         self._destinations.on_surplus = self._pool.make_room_at_hop
         self._destinations.on_division = self._pool.close_idle
-        self._standing: set[asyncio.Task[None]] = set()
+        using = negotiate.SessionOptions(
+            hostname, delivery.timeouts, contexts or TlsContexts(tls.ca_file), logins
+        )
+        self._connecting = Connecting(self._pool, self._destinations, using)
         self._floors = floors
         self._counts_sessions = counts_sessions
         self._may_begin = may_begin
@@ -147,7 +124,7 @@ class Attempt:
         if isinstance(route, NoRoute):
             outcome = replace(route.outcome, routing=route.routing)
             return {recipient.index: outcome for recipient in entry.recipients}
-        asked = _Asked(route, partial(self._floor, entry))
+        asked = Asked(entry, route, self._floors, self._security)
         await asked.of(route.hosts[0])
         # For a message with the null reverse-path REQUIRETLS is no condition (RFC 8689 §4.2.1);
         # `prepare` adds the keyword all the same where the host offers it.
@@ -170,7 +147,7 @@ class Attempt:
         try:
             may_go_on = await self._try_route(asked, needed, job, tally)
             if may_go_on and tally.is_unmet_by_policy:
-                outcomes = await self._under_newer_policy(entry, asked, needed, job, tally)
+                outcomes = await self._under_newer_policy(asked, needed, job, tally)
             else:
                 outcomes = tally.outcomes()
         finally:
@@ -183,13 +160,15 @@ class Attempt:
         is_counted = self._counts_sessions and entry.message.origin != TLS_REPORT
         return SessionLog(sessions if is_counted else None)
 
-    async def _try_route(self, asked: _Asked, needed: Requirement, job: Job, tally: Tally) -> bool:
+    def _try_route(
+        self, asked: Asked, needed: Requirement, job: Job, tally: Tally
+    ) -> Awaitable[bool]:
         """Try the hosts of a route; whether the attempt may go on after that."""
         if asked.route.hosts[0].hop is None:
-            return await self._try_hosts(asked, needed, job, tally)
-        return await self._try_next_hop(asked, needed, job, tally)
+            return self._try_hosts(asked, needed, job, tally)
+        return self._try_next_hop(asked, needed, job, tally)
 
-    async def _try_hosts(self, asked: _Asked, needed: Requirement, job: Job, tally: Tally) -> bool:
+    async def _try_hosts(self, asked: Asked, needed: Requirement, job: Job, tally: Tally) -> bool:
         """Try the hosts in order, those that have room for a connection.
 
         If a host is busy with our own connections and gets messages done over them, the attempt
@@ -201,14 +180,14 @@ class Attempt:
         turned_away: list[str] = []
         has_answered = False
         for host in asked.route.hosts:
-            conditions = await self._conditions(asked, host, needed, tally)
+            conditions = await asked.at(host, needed, tally)
             if conditions is None:
                 continue
             name = host.destination
             if self._is_worth_waiting(busy, host):
                 break
             if (silence := self._destinations.silence_of(name)) is not None:
-                _go_on(tally, host, tally.pending, silence)
+                tally.go_on_for(tally.pending, host, silence)
                 continue
             use = self._destinations.begin(name, holder, host.hop)
             if use is None:
@@ -218,7 +197,7 @@ class Attempt:
                 result = await self._try_host(conditions, job, tally, use)
             finally:
                 self._destinations.end(use)
-            if not tally.pending or result is HostResult.CANCELLED:
+            if tally.is_settled or result is HostResult.CANCELLED:
                 return False
             has_answered |= result is HostResult.ANSWERED
             if result is HostResult.TURNED_AWAY:
@@ -236,19 +215,19 @@ class Attempt:
         )
 
     async def _try_next_hop(
-        self, asked: _Asked, needed: Requirement, job: Job, tally: Tally
+        self, asked: Asked, needed: Requirement, job: Job, tally: Tally
     ) -> bool:
         """Try the hosts of a next hop of the operator's, those that are not dead."""
         hosts, recipients = asked.route.hosts, tally.pending
         holder = job.message.queue_id, recipients[0].domain
         turns = HopTurns(self._destinations, self._pool.kept_at, hosts, holder)
         try:
-            for turn in turns.deal(at_host(needed, hosts[0], self._security).proof):
+            for turn in turns.deal(lambda: at_host(needed, hosts[0], self._security).proof):
                 try:
                     await self._take_turn(turn, asked, needed, job, tally)
                 finally:
                     turns.end_turn(turn)
-                if not tally.pending or HostResult.CANCELLED in turns.results:
+                if tally.is_settled or HostResult.CANCELLED in turns.results:
                     return False
             is_untouched = tally.pending == recipients and not turns.has_answered
             turns.end(tally, is_untouched=is_untouched)
@@ -257,7 +236,7 @@ class Attempt:
         return True
 
     async def _take_turn(
-        self, turn: HostTurn, asked: _Asked, needed: Requirement, job: Job, tally: Tally
+        self, turn: HostTurn, asked: Asked, needed: Requirement, job: Job, tally: Tally
     ) -> None:
         """Try one host of a next hop, at one address after the other, unless it is dead."""
         turns = turn.turns
@@ -270,17 +249,17 @@ class Attempt:
                 continue
             result = await self._try_host(conditions, job, tally, use, turn)
             turns.tried(result)
-            if not tally.pending or result not in (HostResult.SILENT, HostResult.ANSWERED):
+            if tally.is_settled or result not in (HostResult.SILENT, HostResult.ANSWERED):
                 return
 
     async def _conditions_of_hop(
-        self, turns: HopTurns, asked: _Asked, host: Host, needed: Requirement, tally: Tally
+        self, turns: HopTurns, asked: Asked, host: Host, needed: Requirement, tally: Tally
     ) -> Conditions | None:
         """What holds at a host of a next hop. Once a host has answered, the attempt does not end
         because the policy of another host is not there yet: that host is passed by.
         """
         try:
-            return await self._conditions(asked, host, needed, tally)
+            return await asked.at(host, needed, tally)
         except (PolicyPending, SpoolError) as error:
             if not turns.has_answered:
                 raise
@@ -292,14 +271,8 @@ class Attempt:
         """Close the connections that are kept."""
         await self._pool.close()
 
-    async def _floor(self, entry: Entry, naming: Naming, *, anew: bool = False) -> DomainFloor:
-        message, waiving = entry.message, None
-        if message.tls_required_no and not entry.settings.require_tls.value:
-            waiving = message.reverse_path
-        return await self._floors.of_domain(entry.domain, naming, waiving=waiving, anew=anew)
-
     async def _under_newer_policy(
-        self, entry: Entry, asked: _Asked, needed: Requirement, job: Job, tally: Tally
+        self, asked: Asked, needed: Requirement, job: Job, tally: Tally
     ) -> dict[int, Outcome]:
         """The outcomes after at least one host failed the domain's policy.
 
@@ -308,7 +281,7 @@ class Attempt:
         """
         outcomes = tally.outcomes()
         try:
-            newer = _Asked(asked.route, partial(self._floor, entry, anew=True))
+            newer = asked.again()
             for host in asked.route.hosts:
                 await newer.of(host)
             if newer.policies == asked.policies:
@@ -321,25 +294,6 @@ class Attempt:
             return outcomes
         return tally.outcomes()
 
-    async def _conditions(
-        self, asked: _Asked, host: Host, needed: Requirement, tally: Tally
-    ) -> Conditions | None:
-        """What holds at one host; None where the relay does not connect to it, which is noted."""
-        domain_floor = await asked.of(host)
-        host_floor = await self._floors.at(host, domain_floor)
-        if host_floor.not_used:
-            tally.sessions.refused(host, host_floor)
-            _go_on(tally, host, tally.pending, _not_used(host_floor, host))
-            return None
-        if needed.requiretls and not domain_floor.has_secure_name(host):
-            _go_on(tally, host, tally.pending, _not_known(host_floor, host))
-            return None
-        needed = under(at_host(needed, host, self._security), host_floor.floor, self._security)
-        past = NO_PAST
-        if domain_floor.past is not None:
-            past = domain_floor.past.at(host.name, verify=needed.verify)
-        return Conditions(host, host_floor, past, past.over(needed))
-
     async def _try_host(
         self,
         conditions: Conditions,
@@ -350,6 +304,7 @@ class Attempt:
     ) -> HostResult:
         """Offer one host what is still to be delivered. `turn`: of a host of a next hop."""
         key = pool_key(conditions.host, conditions.needed)
+        has_rate = use.hop is not None and use.hop.rate is not None
         waiting: Sequence[QueuedRecipient] = tally.pending
         began = _now()
         connection = self._pool.take(key)
@@ -358,7 +313,7 @@ class Attempt:
         while waiting:
             if connection is None:
                 require_claim(job.may_go_on)
-                reached = await self._connect(conditions, waiting, tally, use, began, turn)
+                reached = await self._connecting.reach(conditions, waiting, tally, use, began, turn)
                 if not isinstance(reached, Connection):
                     return reached
                 connection = reached
@@ -369,7 +324,7 @@ class Attempt:
                 job,
                 tally,
                 began,
-                begin=partial(self._begin_message, use),
+                begin=partial(self._connecting.wait_for_rate, use) if has_rate else None,
                 is_worn_out=self._pool.is_worn_out,
             )
             try:
@@ -378,9 +333,11 @@ class Attempt:
                 connection.abort()
                 raise
             if handing_over.has_delivered:
-                went_well, hop = True, connection.session
-                is_old = is_below(hop.tls_version, self._security)
-                conditions.past.learn(shown_by(hop), is_old=is_old)
+                went_well = True
+                if conditions.past is not NO_PAST:
+                    session = connection.session
+                    is_old = is_below(session.tls_version, self._security)
+                    conditions.past.learn(shown_by(session), is_old=is_old)
             if waiting:  # they are to go over another connection
                 connection.quit()
             else:
@@ -394,198 +351,15 @@ class Attempt:
             use.is_connected = False
         return result
 
-    async def _connect(
-        self,
-        conditions: Conditions,
-        waiting: Sequence[QueuedRecipient],
-        tally: Tally,
-        use: Use,
-        began: float,
-        turn: HostTurn | None,
-    ) -> Connection | HostResult:
-        """A new session with a host that meets the conditions; or what the host did instead, which
-        is noted for the recipients that wait.
-        """
-        host, floor = conditions.host, conditions.floor
-        self._pool.make_room(host.destination, self._destinations.others_may_stay(use))
-        self._pool.make_room_for(waiting[0].domain, self._most_for(waiting[0].domain, host.hop))
-        seen = partial(tally.sessions.met, host, floor)
-        async with self._counted(host.hop) as opened:
-            reached = await negotiate.reach(
-                host, conditions.needed, self._using, seen=seen, opened=opened.append
-            )
-            if isinstance(reached, Connection):
-                if turn is not None:
-                    turn.lives()
-                return reached
-        failure, policy = await _with_alarm(reached, conditions.past, floor.policy)
-        outcome = _unreached(failure, host, policy, began)
-        if host.hop is not None and cause_of(failure, host) is Cause.UNREACHABLE:
-            outcome = replace(outcome, status="4.4.1")
-        _go_on(tally, host, waiting, outcome)
-        if turn is not None:
-            return turn.failed(failure, outcome)
-        return self._note_unreached(failure, outcome, use)
-
-    def _most_for(self, domain: str, hop: NextHop | None) -> int:
-        """How many connections the mail for a domain may have."""
-        parts = self._destinations.parts
-        return parts.of_domain(domain) if hop is None else parts.of_address(hop.destination)
-
-    @asynccontextmanager
-    async def _counted(self, hop: NextHop | None) -> AsyncIterator[list[Connection]]:
-        """Count a connection to a next hop, as long as one that is put into the list stands.
-
-        A connection that failed or was given up stands at the host until the host has closed it: a
-        limit of the next hop waits for that.
-        """
-        opened: list[Connection] = []
-        if hop is None:
-            yield opened
-            return
-        if hop.max_connections is not None:
-            self._pool.make_room_at_hop(hop, self._limits.idle(hop))
-        while not self._limits.may_open(hop):
-            if self._standing:
-                await asyncio.wait(self._standing, return_when=asyncio.FIRST_COMPLETED)
-            else:  # one that is being made may come to nothing
-                await asyncio.sleep(_AGAIN_SECONDS)
-        try:
-            yield opened
-        finally:
-            if opened:
-                task = asyncio.create_task(self._count_until_gone(hop, opened))
-                self._standing.add(task)
-                task.add_done_callback(self._standing.discard)
-            else:
-                self._limits.gone(hop)
-
-    async def _count_until_gone(self, hop: NextHop, opened: Sequence[Connection]) -> None:
-        for connection in opened:
-            await connection.wait_closed()
-        self._limits.gone(hop)
-        self._destinations.on_room(hop.destination)
-
-    async def _begin_message(self, use: Use) -> None:
-        """Wait until the rate of the next hop lets a message begin; the first of an attempt may."""
-        if use.hop is None:
-            return
-        seconds = self._limits.wait_for_message(use.hop, use.holder)
-        while seconds:
-            await asyncio.sleep(seconds)
-            seconds = self._limits.wait_for_message(use.hop, use.holder)
-
-    def _note_unreached(
-        self, failure: negotiate.Unmet | negotiate.Failed, outcome: Deferred, use: Use
-    ) -> HostResult:
-        """Note what a failed connection tells of its destination."""
-        kept = self._pool.kept_at(use.destination.name)
-        if isinstance(failure, negotiate.Failed):
-            answer = failure.answer
-            if turns_away(answer):
-                return self._turned_away(use)
-            if answer.reply is None and answer.stage in (Stage.CONNECT, Stage.GREETING):
-                if self._destinations.unreached(use, kept, outcome):
-                    return self._turned_away(use)
-                return HostResult.SILENT
-        self._destinations.answered(use)
-        return HostResult.ANSWERED
-
     def _note_session(self, handing_over: HandOver, use: Use, *, went_well: bool) -> HostResult:
         """Note what a session tells of its destination. `went_well`: the host took the message for
         a recipient. What a full host of a next hop tells is noted when the other hosts have been
         tried.
         """
         if handing_over.was_turned_away:
-            return self._turned_away(use) if use.hop is None else HostResult.TURNED_AWAY
+            return self._connecting.turned_away(use) if use.hop is None else HostResult.TURNED_AWAY
         self._destinations.served(use, went_well=went_well)
         return HostResult.ANSWERED
-
-    def _turned_away(self, use: Use) -> HostResult:
-        kept = self._pool.kept_at(use.destination.name)
-        is_worth_waiting = self._destinations.turned_away(use, kept)
-        return HostResult.TURNED_AWAY if is_worth_waiting else HostResult.ANSWERED
-
-
-class _Asked:
-    """What the recipient's domain asks of the hosts of a route, looked up as the attempt turns to
-    them. Hosts of MX records are asked for the same, each host of a next hop for what it publishes
-    itself.
-    """
-
-    def __init__(self, route: Hosts, look_up: Callable[[Naming], Awaitable[DomainFloor]]) -> None:
-        self.route = route
-        self._look_up = look_up
-        self._found: dict[str | None, DomainFloor] = {}
-        """By `Naming.route_host`, in which the namings of a route differ."""
-
-    async def of(self, host: Host) -> DomainFloor:
-        """What is asked of one host. Raises as `Floors.of_domain` does."""
-        naming = self.route.naming_of(host)
-        found = self._found.get(naming.route_host)
-        if found is None:
-            found = self._found[naming.route_host] = await self._look_up(naming)
-        return found
-
-    @property
-    def policies(self) -> list[tuple[StsMode | None, str, tuple[str, ...]]]:
-        """What two sets of MTA-STS policies are compared by."""
-        return [(found.sts.mode, found.sts.id, found.sts.mx) for found in self._found.values()]
-
-
-async def _with_alarm(
-    failure: negotiate.Unmet | negotiate.Failed, past: AtHost, policy: HopPolicy
-) -> tuple[negotiate.Unmet | negotiate.Failed, HopPolicy]:
-    """Add the downgrade alarm to a failed connection, if `downgrade_memory: defer` required the
-    earlier level here.
-    """
-    if not isinstance(failure, negotiate.Unmet) or failure.instead is None:
-        return failure, policy
-    alarm = past.alarm(failure.instead)
-    if alarm is None:
-        return failure, policy
-    await past.ring(alarm)
-    failure = replace(failure, error=f"{failure.error}; {past.why_held(alarm)}")
-    return failure, replace(policy, memory=alarm)
-
-
-def _not_used(floor: HostFloor, host: Host) -> Deferred:
-    """The outcome at a host that the recipient's domain or the operator does not allow."""
-    text = f"not connected to: it {floor.not_used}"
-    outcome = unmet("4.7.5", text, host, None, policy=floor.policy)
-    return replace(outcome, message=outcome.description)
-
-
-def _not_known(floor: HostFloor, host: Host) -> Deferred:
-    """The outcome at a host whose name is not known for sure, as REQUIRETLS asks."""
-    text = f"not connected to: REQUIRETLS asks for a host whose name is known for sure ({_SURE})"
-    outcome = unmet(NO_SECURE_WAY, text, host, None, policy=floor.policy)
-    return replace(outcome, message=outcome.description)
-
-
-def _unreached(
-    failure: negotiate.Unmet | negotiate.Failed, host: Host, policy: HopPolicy, began: float
-) -> Deferred:
-    """The outcome where there is no session that a message could go over."""
-    session = failure.session
-    if session is not None:
-        policy = with_result(policy, session)
-        session = replace(session, seconds=_now() - began, policy=policy)
-    if isinstance(failure, negotiate.Unmet):
-        return unmet(failure.status, failure.error, host, session, failure.reply)
-    outcome = judge(failure.answer, host, session)
-    assert isinstance(outcome, Deferred)
-    outcome = replace(outcome, policy=policy)
-    if not failure.before:
-        return outcome
-    description = f"{outcome.description} (before that, {failure.before})"
-    return replace(outcome, description=description)
-
-
-def _go_on(tally: Tally, host: Host, waiting: Sequence[QueuedRecipient], outcome: Deferred) -> None:
-    """Note one outcome of a host for all recipients that wait; the next host is tried for them."""
-    for recipient in waiting:
-        tally.go_on(host, recipient.index, outcome)
 
 
 _now = time.monotonic

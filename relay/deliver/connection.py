@@ -234,7 +234,8 @@ class Connection:
             raise AssertionError("a message that needs TLS over a session without it")
         answers = await self._transfer.send(transaction, content, may_go_on)
         self.messages += 1
-        self.has_delivered |= any(answer.is_positive for answer in answers.values())
+        if not self.has_delivered:
+            self.has_delivered = any(answer.is_positive for answer in answers.values())
         return answers
 
     def quit(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from relay.deliver.conditions import Conditions
 from relay.deliver.connection import Connection
 from relay.deliver.destinations import turns_away
 from relay.deliver.diagnosis import (
@@ -21,35 +22,21 @@ from relay.deliver.diagnosis import (
     worth_another_host,
 )
 from relay.deliver.job import Job, fit_for, signed
-from relay.deliver.memory import NO_PAST, AtHost, shown_by
+from relay.deliver.memory import NO_PAST, shown_by
+from relay.deliver.no_session import with_result
 from relay.deliver.tally import Tally
 from relay.deliver.transaction import MOST_RECIPIENTS, prepare
-from relay.mail.outcome import Deferred, Delivered, HopPolicy, HopSession
-from relay.mail.record import record, replace
+from relay.mail.outcome import Deferred, Delivered, HopSession
+from relay.mail.record import replace
 from relay.queue.entry import QueuedRecipient
-from relay.route.floor import HostFloor
 from relay.route.next_hop import Host
-from relay.route.security import Requirement
 
-__all__ = ["Conditions", "HandOver", "with_result"]
-
-
-@record(frozen=True, slots=True)
-class Conditions:
-    """What holds at one host for one message: what the recipient's domain asks of the host
-    (`floor`), what the host has shown before (`past`), and what it needs to prove for both and for
-    the settings of the message (`needed`).
-    """
-
-    host: Host
-    floor: HostFloor
-    past: AtHost
-    needed: Requirement
+__all__ = ["HandOver"]
 
 
 class HandOver:
     """Hands a message over in one session with a host. `began`: when the attempt turned to this
-    host, on the monotonic clock. `begin`: returns when a transaction may begin.
+    host, on the monotonic clock. `begin`: returns when a transaction may begin; None: at once.
     """
 
     def __init__(
@@ -60,7 +47,7 @@ class HandOver:
         tally: Tally,
         began: float,
         *,
-        begin: Callable[[], Awaitable[None]],
+        begin: Callable[[], Awaitable[None]] | None,
         is_worn_out: Callable[[Connection], bool],
     ) -> None:
         self._host = conditions.host
@@ -98,11 +85,14 @@ class HandOver:
             has_delivered = self._connection.has_delivered
             answers = await self._transact(batch)
             carried_before = is_kept or waiting != recipients
-            if ended := _ended(answers, carried_before, has_delivered):
+            is_taken = any(answer.is_positive for answer in answers.values())
+            if not is_taken and (ended := _ended(answers, carried_before, has_delivered)):
                 self._note([one for one in batch if one.index not in ended], answers)
                 return [recipient for recipient in waiting if self._tally.is_pending(recipient)]
             is_kept = False
-            self.was_turned_away = bool(answers) and all(map(turns_away, answers.values()))
+            self.was_turned_away = (
+                not is_taken and bool(answers) and all(map(turns_away, answers.values()))
+            )
             waiting = self._note(batch, answers) + after
         if len(waiting) < len(recipients) and not self._connection.was_cancelled:
             return waiting
@@ -143,7 +133,8 @@ class HandOver:
         self._utf8 = transaction.utf8
         self._requiretls = transaction.requiretls
         self._unsigned = job.unsigned
-        await self._begin()
+        if self._begin is not None:
+            await self._begin()
         return await self._connection.transact(transaction, job.content, job.may_go_on)
 
     def _note(
@@ -200,21 +191,13 @@ class HandOver:
         )
 
 
-def with_result(policy: HopPolicy, session: HopSession) -> HopPolicy:
-    """What the domain asked of a host, with what came of it in a session."""
-    result = session.policy.result
-    return policy if result is None else replace(policy, result=result)
-
-
 def _ended(answers: Mapping[int, Answer], carried_before: bool, has_delivered: bool) -> set[int]:
-    """The recipients to try again over a new connection, since the host may have refused only to go
-    on with this one. None where it took the message for one of them.
+    """The recipients to try again over a new connection, since the host, which took the message for
+    none of them, may have refused only to go on with this one.
 
     `carried_before`: the connection had carried a transaction. `has_delivered`: the host had taken
     a message over it.
     """
-    if any(answer.is_positive for answer in answers.values()):
-        return set()
     if carried_before and all(map(_never_began, answers.values())):
         return set(answers)
     if has_delivered:

@@ -101,12 +101,14 @@ class HopTurns:
         """Whether a host had its say about the message."""
         return HostResult.ANSWERED in self.results
 
-    def deal(self, proof: Proof) -> Iterator[HostTurn]:
-        """The turn of each host, for a message that requires this proof."""
+    def deal(self, proof: Callable[[], Proof]) -> Iterator[HostTurn]:
+        """The turn of each host, for a message that requires this proof, which matters only where
+        there are several.
+        """
         if len(self._hosts) == 1:
             yield HostTurn(self, tuple(self._hosts))
             return
-        dealt = self._health.deal(self._hosts, proof)
+        dealt = self._health.deal(self._hosts, proof())
         for _, addresses in groupby(dealt, key=lambda host: host.name):
             yield HostTurn(self, tuple(addresses))
 

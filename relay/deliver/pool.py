@@ -84,6 +84,8 @@ class Pool:
 
     def __init__(self, limits: PoolLimits | None = None) -> None:
         self._limits = limits or PoolLimits()
+        self._idle_seconds = self._limits.idle.total_seconds()
+        self._age_seconds = self._limits.age.total_seconds()
         self._idle: dict[PoolKey, deque[_Idle]] = {}
         self._order: dict[_Idle, None] = {}
         self._in_use = 0
@@ -133,12 +135,12 @@ class Pool:
         if self._closed or not usable or self._are_too_many:
             connection.quit()
             return
-        seconds = self._limits.idle.total_seconds()
-        idle = _Idle(key, connection, domain, time.monotonic() + seconds)
+        idle = _Idle(key, connection, domain, time.monotonic() + self._idle_seconds)
         self._idle.setdefault(key, deque()).append(idle)
         self._order[idle] = None
         if self._alarm is None:
-            self._alarm = asyncio.get_running_loop().call_later(seconds, self._expire_old)
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(self._idle_seconds, self._expire_old)
 
     def kept_at(self, destination: str, address: str = "") -> int:
         """How many idle connections to a destination there are; to one address of it, those that
@@ -200,7 +202,7 @@ class Pool:
         hop = connection.host.hop
         most = (hop and hop.max_messages_per_connection) or self._limits.messages
         age = time.monotonic() - connection.opened_at
-        return connection.messages >= most or age >= self._limits.age.total_seconds()
+        return connection.messages >= most or age >= self._age_seconds
 
     def _expire_old(self) -> None:
         """Close what has idled for long enough, the oldest first; look again when the next has."""

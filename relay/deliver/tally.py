@@ -55,13 +55,11 @@ class Tally:
         routing: Routing | None = None,
         sessions: SessionLog | None = None,
     ) -> None:
-        recipients = tuple(recipients)
-        self._order = tuple(recipient.index for recipient in recipients)
         self._pending = {recipient.index: recipient for recipient in recipients}
+        self._order = tuple(self._pending)
         self._settled: dict[int, Outcome] = {}
-        self._waiting: dict[int, list[tuple[Host, Deferred | Bounced]]] = {
-            index: [] for index in self._pending
-        }
+        self._said: dict[int, list[tuple[Host, Deferred | Bounced]]] = {}
+        """What hosts said of each recipient that was not settled with it."""
         self.sessions = SessionLog() if sessions is None else sessions
         self._bounce_unmet = bounce_unmet
         self._requiretls = requiretls
@@ -75,6 +73,11 @@ class Tally:
         """The recipients that are not settled."""
         return tuple(self._pending.values())
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all recipients are settled."""
+        return not self._pending
+
     def is_pending(self, recipient: QueuedRecipient) -> bool:
         """Whether the recipient is not settled."""
         return recipient.index in self._pending
@@ -86,28 +89,35 @@ class Tally:
 
     def go_on(self, host: Host, index: int, outcome: Deferred | Bounced) -> None:
         """Note the result of a host for a recipient; another host may have a better one."""
-        self._waiting[index].append((host, outcome))
+        self._said.setdefault(index, []).append((host, outcome))
         if isinstance(outcome, Bounced):
             return
         if not outcome.tls_unmet or _insists_on_tls(outcome) or _is_dns_failure(outcome):
             self._temporary = True
 
+    def go_on_for(
+        self, recipients: Iterable[QueuedRecipient], host: Host, outcome: Deferred | Bounced
+    ) -> None:
+        """The same for several recipients."""
+        for recipient in recipients:
+            self.go_on(host, recipient.index, outcome)
+
     def pass_by(self, host: Host, outcome: Deferred) -> None:
         """A host is not tried, since it failed a moment ago with this outcome."""
         for index in self._pending:
-            self._waiting[index].append((host, outcome))
+            self._said.setdefault(index, []).append((host, outcome))
         self._temporary = True
 
     @property
     def is_unmet_by_policy(self) -> bool:
         """Whether a host was given up because of the recipient domain's MTA-STS policy."""
-        unmet = (outcome for index in self._pending for _, outcome in self._waiting[index])
+        unmet = (outcome for index in self._pending for _, outcome in self._said.get(index, ()))
         return any(_failed_the_policy(outcome) for outcome in unmet)
 
     def begin_anew(self) -> None:
         """Forget the results of hosts for pending recipients: all hosts are tried again."""
         for index in self._pending:
-            self._waiting[index].clear()
+            self._said.pop(index, None)
         self._temporary = self._trouble
 
     def outcomes(self) -> dict[int, Outcome]:
@@ -116,7 +126,7 @@ class Tally:
 
     def _last(self, index: int) -> Outcome:
         host, outcome = max(
-            enumerate(self._waiting[index]),
+            enumerate(self._said[index]),
             key=lambda numbered: (_weight(numbered[1][1]), numbered[0]),
         )[1]
         return self._with_hosts(self._final(outcome), index, but=host)
@@ -134,7 +144,7 @@ class Tally:
 
     def _with_hosts(self, outcome: Outcome, index: int, *, but: Host) -> Outcome:
         """The outcome with what routing and the other hosts have to say about a recipient."""
-        tried = [(host, said) for host, said in self._waiting[index] if host != but]
+        tried = [(host, said) for host, said in self._said.get(index, ()) if host != but]
         if not tried:
             return replace(outcome, hosts=self._lines, routing=self._routing)
         return replace(

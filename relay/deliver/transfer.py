@@ -228,9 +228,10 @@ class Transfer:
         ends = time.monotonic() + seconds
         while True:
             try:
-                return await self._protocol.wait(ends - time.monotonic())
+                return await self._protocol.wait(seconds)
             except asyncio.CancelledError:
                 self.was_cancelled = True
+                seconds = ends - time.monotonic()
                 task = asyncio.current_task()
                 if task is not None:
                     task.uncancel()

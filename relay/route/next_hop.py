@@ -169,6 +169,15 @@ class NextHop:
     source_address: Annotated[str, TextForm.ADDRESS] | None = None
     ip_family: IpFamily = IpFamily.ANY
     hello: Annotated[str, TextForm.DOMAIN] | None = None
+    destination: str = field(init=False, repr=False, compare=False)
+    """Where its connections lead: the same for all next hops with these hosts, this port, this
+    appearance, and this login, as providers limit each account.
+    """
+
+    def __post_init__(self) -> None:
+        where = f"{','.join(self.every_host())}:{self.port}{self.appearance}"
+        destination = f"{where} as {self.auth.username}" if self.auth is not None else where
+        object.__setattr__(self, "destination", destination)
 
     def every_host(self) -> Iterator[str]:
         """Its hosts in order, whatever their group."""
@@ -182,14 +191,6 @@ class NextHop:
         family = self.ip_family if self.ip_family is not IpFamily.ANY else None
         keys = ("from", self.source_address), ("over", family), ("EHLO", self.hello)
         return "".join(f" {key} {value}" for key, value in keys if value is not None)
-
-    @property
-    def destination(self) -> str:
-        """Where its connections lead: the same for all next hops with these hosts, this port, this
-        appearance, and this login, as providers limit each account.
-        """
-        where = f"{','.join(self.every_host())}:{self.port}{self.appearance}"
-        return f"{where} as {self.auth.username}" if self.auth is not None else where
 
 
 class RouteRule(StrEnum):
