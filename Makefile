@@ -5,8 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   := $(VENV)/.runs
 READY  := $(VENV)/.ready
-# Two processes; the tests of a file stay together (tests/conftest.py).
-TWO    := -n 2 --dist loadfile --no-loadscope-reorder
+# Four processes, since most tests wait for others; those of a file stay together (tests/conftest.py).
+FOUR   := -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test retest test-pythons check lint demo man docs dist lock packages packages-test sbom image-test torture mutation fuzz bench clean
@@ -55,7 +55,7 @@ demo: $(RUNS)
 	@$(BIN)/relay demo
 
 test: $(READY)
-	$(BIN)/pytest $(TWO) $(ARGS)
+	$(BIN)/pytest $(FOUR) $(ARGS)
 
 test-pythons: $(READY)
 	tests/pythons $(ARGS)

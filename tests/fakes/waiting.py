@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["until"]
+__all__ = ["idle_seconds", "until"]
 
 
 async def until(condition: Callable[[], object], *, within: float = 20) -> float:
@@ -16,3 +17,12 @@ async def until(condition: Callable[[], object], *, within: float = 20) -> float
         while not condition():
             await asyncio.sleep(0.005)
     return time.monotonic() - began
+
+
+def idle_seconds() -> float:
+    """A clock that goes on only while this thread has nothing to do.
+
+    It stands while the thread runs, and while it waits for a processor that others use.
+    """
+    ran, waited, _ = map(int, Path("/proc/thread-self/schedstat").read_text().split())
+    return time.monotonic() - (ran + waited) / 1e9

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from relay.admin.client import NotRunning
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay
 from tests.rigs.sink import Sink
@@ -226,7 +227,12 @@ def made_good(relay: Relay, ledger: Ledger, mx: Sink, *, in_flight: int = 20) ->
 
 
 def listed(relay: Relay, *filters: str) -> list[dict[str, Any]]:
-    """`relay queue list --json`."""
+    """What `relay queue list --json` shows, of a relay that runs or of the queue of one that does
+    not.
+    """
+    if not filters:
+        with contextlib.suppress(NotRunning):
+            return relay.ask("list")
     done = relay.run("queue", "list", "--json", *filters)
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)

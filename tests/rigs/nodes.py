@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import urllib.error
 import urllib.request
@@ -64,8 +63,7 @@ def health(relay: Relay, path: str) -> int:
 
 def states(relay: Relay) -> dict[str, str]:
     """The state of each node, as one of them says."""
-    found = json.loads(relay.run("queue", "nodes", "--json").stdout)
-    return {one["name"]: one["state"] for one in found}
+    return {one["name"]: one["state"] for one in relay.ask("nodes")}
 
 
 def arrived(mx: Sink, words: Iterable[str]) -> bool:

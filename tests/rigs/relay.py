@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from relay.admin.client import ask
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 
 _ROOT = Path(__file__).parents[2]
@@ -130,6 +131,20 @@ class Relay:
             text=True,
             env={**os.environ, "NO_COLOR": "1", "PYTHONPATH": str(_ROOT), **self.environment},
         )
+
+    def ask(self, verb: str) -> list[dict[str, Any]]:
+        """What a running relay answers at its control socket, as a command would print it.
+
+        A command is a process, which takes as long as some hundred of these questions.
+        """
+        socket = Path(self.config["admin"]["socket"])
+        directory = os.open(self.directory / socket.parent, os.O_PATH)
+        try:
+            # The path of a test's directory may be longer than an address of a socket.
+            lines = list(ask(Path(f"/proc/self/fd/{directory}", socket.name), {"verb": verb}))
+        finally:
+            os.close(directory)
+        return [item for line in lines for item in line.get("items", ())]
 
     def events(self, **wanted: str) -> list[dict[str, Any]]:
         """The delivery log's lines whose fields are as `wanted` (`queue_id=…` means "queue-id")."""

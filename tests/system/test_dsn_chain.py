@@ -107,7 +107,7 @@ class World:
         assert relay is not None
         await asyncio.to_thread(
             wait_until,
-            lambda: relay.run("queue", "list", "--json").stdout.strip() == "[]",
+            lambda: relay.ask("list") == [],
             what="an empty queue",
         )
 

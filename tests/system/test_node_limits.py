@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -45,8 +44,7 @@ def node(
 
 
 def states(relay: Relay) -> dict[str, str]:
-    found = json.loads(relay.run("queue", "nodes", "--json").stdout)
-    return {one["name"]: one["state"] for one in found}
+    return {one["name"]: one["state"] for one in relay.ask("nodes")}
 
 
 async def until(question: Callable[[], bool], what: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -36,8 +35,7 @@ def workers(
 
 
 def nodes_of(relay: Relay) -> dict[str, str]:
-    found = json.loads(relay.run("queue", "nodes", "--json").stdout)
-    return {one["name"]: one["state"] for one in found}
+    return {one["name"]: one["state"] for one in relay.ask("nodes")}
 
 
 def messages(relay: Relay) -> float:

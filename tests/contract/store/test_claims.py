@@ -219,14 +219,14 @@ async def test_clients_deliveries_and_operator_at_once_lose_nothing_and_invent_n
     done: set[str] = set()
 
     async def client(number: int) -> None:
-        for step in range(15):
+        for step in range(5):
             new = new_message(f"x@d{(number + step) % 7}.example", "y@other.example")
             await store.accept(new)
             accepted.add(new.message.queue_id)
 
     async def deliver() -> None:
         now = NOW
-        while len(done) < 300:
+        while len(done) < 100:
             now += MINUTE
             for number, entry in enumerate(await store.claim_due(now=now, limit=9)):
                 outcome = (DELIVERED, Deferred("4.4.1", 0, ""), BOUNCED, DELIVERED)[number % 4]
@@ -235,19 +235,16 @@ async def test_clients_deliveries_and_operator_at_once_lose_nothing_and_invent_n
                     events=[event("e", entry.message.queue_id, number=number)],
                 )
             await asyncio.sleep(0)
-            if len(accepted) == 300:
+            if len(accepted) == 100:
                 done.update(accepted - set(await queue_ids(store)))
 
     async def operate() -> None:
-        while len(done) < 300:
+        while len(done) < 100:
             for verb in ("hold", "release", "retry"):
                 await store.change(QueueFilter(domain="d3.example"), verb=verb, now=NOW)
                 await asyncio.sleep(0.005)
         await store.change(QueueFilter(), verb="release", now=NOW)
 
-    async with asyncio.timeout(60):
-        await asyncio.gather(
-            *(client(number) for number in range(20)), deliver(), deliver(), operate()
-        )
+    await asyncio.gather(*(client(number) for number in range(20)), deliver(), deliver(), operate())
     assert done == accepted
     assert sum((await store.counts()).values()) == 0

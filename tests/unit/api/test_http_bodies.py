@@ -236,6 +236,7 @@ async def test_memory_for_bodies_is_granted_in_turn_and_within_each_clients_shar
     await room.reserve(150, ["a", "key"])
 
 
+@pytest.mark.timeout(400)  # tracemalloc makes it slow
 async def test_four_large_urlencoded_bodies_cost_their_size_and_not_nine_times_as_much(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,7 +322,7 @@ async def test_answer_that_its_client_does_not_read_ends_the_connection(
     client.writer.write(b"GET /relay/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 500)
     await asyncio.sleep(3)
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await client.reader.read(1 << 20):
                 pass
 
@@ -337,8 +338,10 @@ async def test_other_methods_are_answered_without_their_body(dial: Dial, method:
 
 
 async def test_clients_without_a_key_are_answered_at_a_rate_and_others_at_once(
-    dial: Dial, rig: Rig
+    dial: Dial, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rate, "_WAIT_SECONDS", 6.0)
+
     async def ask(key: str | None, source: str) -> float:
         client = await dial(source)
         begun = asyncio.get_running_loop().time()
@@ -350,10 +353,10 @@ async def test_clients_without_a_key_are_answered_at_a_rate_and_others_at_once(
     good = [await ask(KEY, "127.0.0.5") for _ in range(10)]
     stranger = await ask(None, "127.0.0.6")
     waits = sorted(await flood)
-    assert max(good) < 0.5
-    assert stranger < 0.5
-    assert waits[0] < 0.9
-    assert waits[-1] > 0.9
+    assert max(good) < 5
+    assert stranger < 5
+    assert waits[0] < 5
+    assert waits[-1] > 5.9
 
 
 async def test_simultaneous_health_requests_share_one_check(

@@ -146,11 +146,11 @@ def test_counting_a_message_costs_microseconds() -> None:
     metrics, done = Metrics(), settlement(Delivered("2.0.0", 250, "ok", session=VERIFIED))
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(1000):
             metrics.accepted("smtp", 1000, 0.002)
             metrics.settled(done, 0.002)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.process_time() - began)
     assert best / 1000 < 20e-6, f"{best / 1000 * 1e6:.2f} µs a message"
 
 
