@@ -7,7 +7,8 @@ each is metered (syncs, memory) and warms up; the rates and the CPU are of the o
 attached. `--smoke` runs a few messages of the cheap scenarios: it shows that everything works, and
 says nothing about speed.
 
-`nodes` is a measurement of its own (`benchmarks.nodes`), without Postfix.
+`nodes` is a measurement of its own (`benchmarks.nodes`), without Postfix. The scenarios of `against`
+and `peers` are those that compare the relay with Postfix.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import before, report
+from benchmarks import before, peers, report
 from benchmarks.hops import NextHop, next_hop
 from benchmarks.run import Result, run
 from benchmarks.scenarios import SCENARIOS, Scenario
@@ -35,7 +36,7 @@ from benchmarks.words import Measurement, Words, read_words
 _SMOKE_MESSAGES = 60
 _TMPFS = "tmpfs"
 _ROUNDS = {Measurement.BEFORE: 5}
-_MINUTES = {Measurement.BEFORE: 20.0, Measurement.NODES: 6.0}
+_MINUTES = {Measurement.BEFORE: 20.0, Measurement.PEERS: 20.0, Measurement.NODES: 6.0}
 
 _Start = Callable[[Path, Scenario, NextHop], contextlib.AbstractContextManager[Sequence[Side]]]
 
@@ -54,7 +55,7 @@ def main() -> None:
         "--shrink",
         type=int,
         default=1,
-        help="nodes: divide the numbers of messages by this, on a machine that has little time",
+        help="divide the numbers of messages by this, on a machine that has little time",
     )
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results and the README's table"
@@ -77,6 +78,8 @@ def main() -> None:
             _beside_postfix(wanted, words)
         case Measurement.BEFORE:
             _beside_older(wanted, words)
+        case Measurement.PEERS:
+            _beside_peers(wanted, words)
         case Measurement.NODES:
             _nodes(wanted)
 
@@ -97,6 +100,16 @@ def _beside_older(wanted: argparse.Namespace, words: Words) -> None:
         start = functools.partial(before.start_both, code=code)
         results, loads = _all_scenarios(wanted, words, start)
     print(f"{report.about(results, loads)}\n\n{before.tables(results)}")
+
+
+def _beside_peers(wanted: argparse.Namespace, words: Words) -> None:
+    """Exim, OpenSMTPD and Haraka, beside this relay and Postfix."""
+    with _directory(wanted.directory) as directory:
+        programs = peers.installed(directory)
+        start = functools.partial(peers.start_peers, programs=programs)
+        results, loads = _all_scenarios(wanted, words, start)
+        durabilities = peers.trace_all(directory, programs)
+    print(f"{report.about(results, loads)}\n\n{peers.tables(results, durabilities, programs)}")
 
 
 def _all_scenarios(
@@ -153,11 +166,13 @@ def _chosen(wanted: argparse.Namespace, words: Words) -> Iterator[Scenario]:
             continue
         if words.measurement is Measurement.BEFORE and not before.is_comparable(scenario):
             continue
+        if words.measurement is Measurement.PEERS and not peers.is_measured(scenario):
+            continue
         if wanted.smoke:
             if scenario.cheap:
                 yield replace(scenario, messages=_SMOKE_MESSAGES)
         else:
-            yield scenario
+            yield replace(scenario, messages=max(scenario.messages // wanted.shrink, 1))
 
 
 def measure(

@@ -156,6 +156,7 @@ class _Lockstep:
             "standing": scenario.standing,
         }
         said = self._ask(json.dumps(wanted).encode())
+        assert "failed" not in said, said["failed"]
         return said["seconds"], said["intake_seconds"]
 
 

@@ -5,7 +5,8 @@
 It listens on ADDRESS:PORT as the next hop, from the start. For each line of JSON on stdin,
 {"ports", "messages", "sessions", "size", "standing"}, it sends so many messages to 127.0.0.1, over
 as many sessions to each port, and prints {"seconds", "intake_seconds"} once the next hop has them
-all. An empty line asks for {"taken"}, the messages that the next hop has taken so far.
+all, or {"failed"} where a server refuses one. An empty line asks for {"taken"}, the messages that
+the next hop has taken so far.
 
 A client sends a command when it has the reply to the one before: no pipelining, as most clients of
 a relay. What the generator costs, some 0.16 ms a message with its next hop, is not there for the
@@ -30,6 +31,10 @@ _COMMANDS = (
 )
 _LINE = b"X" * 78 + b"\r\n"
 _PATIENCE = 300.0
+
+
+class Failed(Exception):
+    """A server refused a message, or took too long."""
 
 
 class Loop:
@@ -137,12 +142,12 @@ class _Sending:
         data = self._socket.recv(4096)
         self._input += data
         if not data:
-            raise SystemExit("the server closed a session")
+            raise Failed("the server closed a session")
         if not self._input.endswith(b"\r\n"):
             return
         last = self._input.rpartition(b"\r\n")[0].rpartition(b"\r\n")[2]
         if last[:1] not in (b"2", b"3"):
-            raise SystemExit(f"refused: {self._input!r}")
+            raise Failed(f"refused: {self._input!r}")
         if last[3:4] == b" ":
             self._input = b""
             self._answered()
@@ -156,15 +161,19 @@ class _Sending:
             self._step = 0
             if not self._has_another():
                 self._socket.sendall(b"QUIT\r\n")
-                self._loop.remove(self._socket.fileno())
-                self._socket.close()
-                self.is_over = True
+                self.close()
                 return
         self._socket.sendall(self._steps[self._step])
 
+    def close(self) -> None:
+        if not self.is_over:
+            self._loop.remove(self._socket.fileno())
+            self._socket.close()
+            self.is_over = True
+
 
 def send(loop: Loop, hop: NextHop, wanted: dict[str, Any]) -> dict[str, float]:
-    """Send the messages, and wait until the next hop has them."""
+    """Send the messages, and wait until the next hop has them; Failed if it cannot be done."""
     left: int = wanted["messages"]
     ports = cycle(wanted["ports"])
     sessions: list[_Sending] = []
@@ -179,14 +188,16 @@ def send(loop: Loop, hop: NextHop, wanted: dict[str, Any]) -> dict[str, float]:
         left -= 1
         return True
 
-    while True:
-        sessions = [one for one in sessions if not one.is_over]
-        while left and len(sessions) < wanted["sessions"]:
-            left -= 1
-            sessions.append(_Sending(loop, next(ports), content, has_another=has_another))
-        if not sessions:
-            break
-        _turn(loop, began)
+    try:
+        while left or sessions:
+            while left and len(sessions) < wanted["sessions"]:
+                left -= 1
+                sessions.append(_Sending(loop, next(ports), content, has_another=has_another))
+            _turn(loop, began)
+            sessions = [one for one in sessions if not one.is_over]
+    finally:
+        for one in sessions:
+            one.close()
     intake = time.monotonic() - began
     while hop.taken - before < wanted["messages"]:
         _turn(loop, began)
@@ -196,7 +207,7 @@ def send(loop: Loop, hop: NextHop, wanted: dict[str, Any]) -> dict[str, float]:
 def _turn(loop: Loop, began: float) -> None:
     loop.turn(1.0)
     if time.monotonic() - began > _PATIENCE:
-        raise SystemExit("the server takes too long")
+        raise Failed("the server takes too long")
 
 
 def main() -> None:
@@ -212,7 +223,11 @@ def main() -> None:
             if not line:
                 return
             wanted = json.loads(line) if line.strip() else None
-            said = {"taken": hop.taken} if wanted is None else send(loop, hop, wanted)
+            said: dict[str, Any]
+            try:
+                said = {"taken": hop.taken} if wanted is None else send(loop, hop, wanted)
+            except (Failed, OSError) as error:
+                said = {"failed": str(error)}
             print(json.dumps(said), flush=True)
 
 

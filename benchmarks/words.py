@@ -22,10 +22,11 @@ class Measurement(StrEnum):
 
     POSTFIX = "postfix"
     BEFORE = "against"
+    PEERS = "peers"
     NODES = "nodes"
 
 
-_WITHOUT_VALUE = {"quick", Measurement.NODES}
+_WITHOUT_VALUE = {"quick", Measurement.PEERS, Measurement.NODES}
 _WITH_VALUE = {Measurement.BEFORE, "minutes"}
 _QUICK = {Measurement.POSTFIX, Measurement.BEFORE}
 

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from benchmarks.before import beyond_noise, pair_ratios, tables
+from benchmarks.peers import Durability, read_trace
 from benchmarks.report import table
 from benchmarks.run import Result
 from benchmarks.words import Measurement, Words, read_words
@@ -32,7 +33,7 @@ def test_words_say_what_is_measured(words: list[str], meaning: Words) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["quik"], "quik: unknown; write one of nodes, quick, against=…, minutes=…"),
+        (["quik"], "quik: unknown; write one of nodes, peers, quick, against=…, minutes=…"),
         (["quick=yes"], "quick=yes: unknown"),
         (["against"], "against: unknown"),
         (["against="], "against=: write the commit behind it"),
@@ -84,6 +85,44 @@ def test_metered_round_does_not_count_for_the_ratio() -> None:
     assert row.startswith(
         "| 4 KiB, one sender in series | 100 | 200 | 50 | **2.00** | 2.00 to 2.00 "
     )
+
+
+_WAITS = """\
+7 sendto(5, "354 Go o"..., 20, MSG_NOSIGNAL, NULL, 0) = 20
+8 fsync(12)                         = 0
+9 fdatasync(3 <unfinished ...>
+8 write(4, "something"..., 9)       = 9
+9 <... fdatasync resumed>)          = 0
+7 writev(5, [{iov_base="250 2.0."..., iov_len=40}], 1) = 40
+8 fsync(12)                         = 0
+"""
+_TRUSTS = """\
+7 write(5, "354 Go o"..., 20)       = 20
+8 fsync(12 <unfinished ...>
+7 write(5, "250 2.0."..., 20)       = 20
+8 <... fsync resumed>)              = 0
+7 write(5, "250 2.1."..., 20)       = 20
+"""
+
+
+@pytest.mark.parametrize(
+    ("trace", "durability"),
+    [
+        (_WAITS, Durability(2, 3)),
+        (_TRUSTS, Durability(0, 1)),
+        (_WAITS + _TRUSTS, Durability(1, 2)),
+        (_WAITS.replace("= 0", "= -1 EIO (Input/output error)"), Durability(0, 0)),
+    ],
+)
+def test_sync_counts_for_a_reply_that_waited_for_its_end(
+    trace: str, durability: Durability
+) -> None:
+    assert read_trace(trace.splitlines()) == durability
+
+
+def test_trace_without_a_message_says_nothing_about_durability() -> None:
+    with pytest.raises(AssertionError, match="no message"):
+        read_trace(['7 write(5, "220 sink"..., 20) = 20'])
 
 
 def test_table_without_rows_is_empty_text() -> None:
