@@ -7,8 +7,8 @@ each is metered (syncs, memory) and warms up; the rates and the CPU are of the o
 attached. `--smoke` runs a few messages of the cheap scenarios: it shows that everything works, and
 says nothing about speed.
 
-`nodes` is a measurement of its own (`benchmarks.nodes`), without Postfix. The scenarios of `against`
-and `peers` are those that compare the relay with Postfix.
+`against` and `peers` take the scenarios that compare the relay with Postfix. `nodes` is a
+measurement of its own (`benchmarks.nodes`), without Postfix.
 """
 
 from __future__ import annotations
