@@ -7,8 +7,8 @@ each is metered (syncs, memory) and warms up; the rates and the CPU are of the o
 attached. `--smoke` runs a few messages of the cheap scenarios: it shows that everything works, and
 says nothing about speed.
 
-`against` and `peers` take the scenarios that compare the relay with Postfix. `nodes` is a
-measurement of its own (`benchmarks.nodes`), without Postfix.
+`against` and `peers` take the scenarios that compare the relay with Postfix. `nodes` and `soak` are
+measurements of their own (`benchmarks.nodes`, `benchmarks.soak`), without Postfix.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import before, peers, report
+from benchmarks import before, peers, report, soak
 from benchmarks.hops import NextHop, next_hop
 from benchmarks.run import Result, run
 from benchmarks.scenarios import SCENARIOS, Scenario
@@ -36,7 +36,12 @@ from benchmarks.words import Measurement, Words, read_words
 _SMOKE_MESSAGES = 60
 _TMPFS = "tmpfs"
 _ROUNDS = {Measurement.BEFORE: 5}
-_MINUTES = {Measurement.BEFORE: 20.0, Measurement.PEERS: 20.0, Measurement.NODES: 6.0}
+_MINUTES = {
+    Measurement.BEFORE: 20.0,
+    Measurement.PEERS: 20.0,
+    Measurement.NODES: 6.0,
+    Measurement.SOAK: 60.0,
+}
 
 _Start = Callable[[Path, Scenario, NextHop], contextlib.AbstractContextManager[Sequence[Side]]]
 
@@ -82,6 +87,8 @@ def main() -> None:
             _beside_peers(wanted, words)
         case Measurement.NODES:
             _nodes(wanted)
+        case Measurement.SOAK:
+            _soak(wanted)
 
 
 def _beside_postfix(wanted: argparse.Namespace, words: Words) -> None:
@@ -156,6 +163,15 @@ def _nodes(wanted: argparse.Namespace) -> None:
             until=until,
         )
     print(f"{nodes.about(load)}\n\n{nodes.table(found)}")
+
+
+def _soak(wanted: argparse.Namespace) -> None:
+    """The relay alone, for an hour at half load."""
+    load = _others_load()
+    with _directory(wanted.directory) as directory:
+        found = soak.soak(directory, max(round(wanted.minutes), 2))
+    print(f"{report.machine()} Cores busy with other work before: {load:.1f}.")
+    print(f"\n{soak.comparison(found)}")
 
 
 def _chosen(wanted: argparse.Namespace, words: Words) -> Iterator[Scenario]:

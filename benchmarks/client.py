@@ -1,9 +1,11 @@
 """A client that has what smtp-source lacks: STARTTLS, an even rate, and the time of each 250.
 
     python -m benchmarks.client PORT --messages N [--sessions S] [--rate R] [--tls] [--each M]
+    [--mixture FIRST]
 
 It prints JSON: for each message the seconds from MAIL to the 250 that accepts it. With a rate, the
-time starts when the message was to be sent, so that it includes the wait for a free session.
+time starts when the message was to be sent, so that it includes the wait for a free session. With a
+mixture, the recipients are those of `benchmarks.mixture` from a number on, otherwise always one.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import json
 import ssl
 import time
 from collections.abc import Iterator
+from itertools import count, repeat
 
 import uvloop
+
+from benchmarks.mixture import recipient
 
 
 class _Session:
@@ -36,8 +41,9 @@ class _Session:
             await session._say(b"EHLO client.example\r\n", b"250")
         return session
 
-    async def send(self, content: bytes, sent: float) -> None:
-        self._writer.write(b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@d0.example>\r\nDATA\r\n")
+    async def send(self, to: str, content: bytes, sent: float) -> None:
+        envelope = f"MAIL FROM:<a@client.example>\r\nRCPT TO:<{to}>\r\nDATA\r\n"
+        self._writer.write(envelope.encode())
         for code in (b"250", b"250", b"354"):
             await self._hear(code)
         await self._say(b"X-Sent: %.6f\r\n" % sent + content + b"\r\n.\r\n", b"250")
@@ -73,19 +79,22 @@ async def _run(wanted: argparse.Namespace) -> list[float]:
     content = b"Subject: benchmark\r\nFrom: a@client.example\r\n\r\n" + b"x" * 76 + b"\r\n"
     content += (b"y" * 76 + b"\r\n") * ((wanted.size - len(content)) // 78)
     schedule, seconds = _schedule(wanted.messages, wanted.rate), []
+    recipients: Iterator[str] = repeat("b@d0.example")
+    if wanted.mixture is not None:
+        recipients = map(recipient, count(wanted.mixture))
 
     async def session() -> None:
-        open_session, count = await _Session.open(wanted.port, tls), 0
+        open_session, sent_here = await _Session.open(wanted.port, tls), 0
         for due in schedule:
             if due > time.monotonic():
                 await asyncio.sleep(due - time.monotonic())
-            if count == wanted.each:
+            if sent_here == wanted.each:
                 await open_session.close()
-                open_session, count = await _Session.open(wanted.port, tls), 0
+                open_session, sent_here = await _Session.open(wanted.port, tls), 0
             sent = due or time.monotonic()
-            await open_session.send(content, sent)
+            await open_session.send(next(recipients), content, sent)
             seconds.append(time.monotonic() - sent)
-            count += 1
+            sent_here += 1
         await open_session.close()
 
     await asyncio.gather(*(session() for _ in range(wanted.sessions)))
@@ -102,6 +111,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--each", type=int, default=0, help="messages a connection, 0 for all")
     parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--mixture", type=int, metavar="FIRST")
     print(json.dumps(uvloop.run(_run(parser.parse_args()))))
 
 

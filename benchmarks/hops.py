@@ -25,7 +25,7 @@ from relay.sandbox.dns import DnsServer
 from relay.sandbox.policy_host import PolicyHost, policy
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 
-__all__ = ["DEAD", "HOP_NAME", "NextHop", "next_hop"]
+__all__ = ["DEAD", "HOP_NAME", "NextHop", "OwnSink", "next_hop", "own_sink", "serving", "silence"]
 
 HOP_NAME = "mx.bench.example"
 _ADDRESS = "127.0.0.32"
@@ -87,12 +87,13 @@ def next_hop(directory: Path, scenario: Scenario) -> Iterator[NextHop]:
     publisher = PolicyHost(
         HOP_NAME, policy(HOP_NAME), authority=authority, address=_ADDRESS, port=policy_port
     )
-    with _dns(publisher) as dns, _silence() as dead_port, contextlib.ExitStack() as stack:
+    with _dns(publisher) as dns, silence() as dead_port, contextlib.ExitStack() as stack:
         counter: _Counter
         if scenario.client is Client.LOCKSTEP:
             counter = stack.enter_context(_lockstep(port))
         elif scenario.needs_own_hop:
-            counter = stack.enter_context(_own_sink(scenario, port, certificate))
+            own = own_sink([_ADDRESS], port, certificate=certificate, delay=scenario.reply_delay)
+            counter = stack.enter_context(own)
         else:
             counter = stack.enter_context(_smtp_sink(directory, scenario, port))
         wait_until(lambda: accepts_connections(_ADDRESS, port), what="the next hop")
@@ -167,7 +168,7 @@ def _lockstep(port: int) -> Iterator[_Lockstep]:
         yield _Lockstep(process)
 
 
-class _OwnSink:
+class OwnSink:
     """Asks `benchmarks.sink`."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -193,11 +194,15 @@ class _OwnSink:
 
 
 @contextlib.contextmanager
-def _own_sink(scenario: Scenario, port: int, certificate: Path) -> Iterator[_OwnSink]:
-    command = [sys.executable, "-m", "benchmarks.sink", _ADDRESS, str(port), str(certificate)]
-    command += ["--delay", str(scenario.reply_delay)]
+def own_sink(
+    addresses: Sequence[str], port: int, *, certificate: Path | None = None, delay: float = 0.0
+) -> Iterator[OwnSink]:
+    """A next hop on some addresses; each of its replies takes `delay` seconds."""
+    command = [sys.executable, "-m", "benchmarks.sink", ",".join(addresses), str(port)]
+    command += [str(certificate)] if certificate is not None else []
+    command += ["--delay", str(delay)]
     with _running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        yield _OwnSink(process)
+        yield OwnSink(process)
 
 
 @contextlib.contextmanager
@@ -215,30 +220,37 @@ def _dns(publisher: PolicyHost) -> Iterator[str]:
     """A name server that knows the next hop and its MTA-STS policy, and the policy host, in a
     thread.
     """
-    loop = new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
     server = DnsServer()
     server.a(HOP_NAME, _ADDRESS)
     server.a(publisher.name, _ADDRESS)
     server.txt(f"_mta-sts.{HOP_NAME}", "v=STSv1; id=1;", ttl=300)
-    loop.run_until_complete(server.__aenter__())
-    loop.run_until_complete(publisher.__aenter__())
+    with serving(server, publisher):
+        yield server.nameserver
+
+
+@contextlib.contextmanager
+def serving(*servers: contextlib.AbstractAsyncContextManager[Any]) -> Iterator[None]:
+    """Servers of this process, in a thread with an event loop of its own."""
+    loop = new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    for server in servers:
+        loop.run_until_complete(server.__aenter__())
     thread.start()
     try:
-        yield server.nameserver
+        yield
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.run_until_complete(publisher.__aexit__(None, None, None))
-        loop.run_until_complete(server.__aexit__(None, None, None))
+        for server in reversed(servers):
+            loop.run_until_complete(server.__aexit__(None, None, None))
         loop.close()
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[int]:
-    """A port that accepts no connection, because its backlog is full."""
+def silence(port: int = 0) -> Iterator[int]:
+    """A port of `DEAD` that accepts no connection, because its backlog is full."""
     with contextlib.ExitStack() as stack:
-        listening = stack.enter_context(socket.create_server((DEAD, 0), backlog=0))
+        listening = stack.enter_context(socket.create_server((DEAD, port), backlog=0))
         address = listening.getsockname()
         for _ in range(4):
             waiting = stack.enter_context(socket.socket())

@@ -17,6 +17,7 @@ __all__ = [
     "faster_postfix",
     "latencies",
     "line",
+    "machine",
     "median",
     "rounded",
     "save",
@@ -182,20 +183,26 @@ def save(results: Sequence[Result], loads: Sequence[float]) -> None:
         _README.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}")
 
 
-def about(results: Sequence[Result], loads: Sequence[float]) -> str:
-    """When and where the runs took place, and how busy the machine was with other work.
-
-    On a busy machine the ratios say little.
-    """
+def machine() -> str:
+    """When, and on what, the runs took place: the beginning of a paragraph."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = (one.partition(":")[2].strip() for one in lines if "model name" in one)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores"
+        f" ({next(models, platform.machine())}), Python {platform.python_version()}, load"
+        " generators on the same cores."
+    )
+
+
+def about(results: Sequence[Result], loads: Sequence[float]) -> str:
+    """The machine, the rounds, and how busy the machine was with other work: on a busy one the
+    ratios say little.
+    """
     keys = [(result.scenario, result.side) for result in results]
     rounds = max(map(keys.count, keys))
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores"
-        f" ({next(models, platform.machine())}), Python {platform.python_version()}, medians of up"
-        f" to {rounds} rounds, load generators on the same cores. Cores busy with other work before"
-        f" a scenario: {min(loads):.1f} to {max(loads):.1f}."
+        f"{machine()} Medians of up to {rounds} rounds. Cores busy with other work before a"
+        f" scenario: {min(loads):.1f} to {max(loads):.1f}."
     )
 
 

@@ -1,6 +1,6 @@
 """A next hop that accepts everything and has what smtp-sink lacks: STARTTLS, late replies, times.
 
-    python -m benchmarks.sink ADDRESS PORT [CERTIFICATE] [--delay SECONDS]
+    python -m benchmarks.sink ADDRESS[,ADDRESS …] PORT [CERTIFICATE] [--delay SECONDS]
 
 For each line on stdin it prints one line of JSON: the recipients accepted so far, the most
 transactions at a time, and the travel time in seconds of each message that came with an X-Sent
@@ -148,7 +148,7 @@ async def _serve(address: str, port: int, certificate: str, delay: float) -> Non
         tls.load_cert_chain(certificate)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: _Session(taken, tls, delay), address, port, backlog=2000
+        lambda: _Session(taken, tls, delay), address.split(","), port, backlog=2000
     )
     gc.freeze()
     questions = asyncio.StreamReader()

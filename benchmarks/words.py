@@ -24,9 +24,10 @@ class Measurement(StrEnum):
     BEFORE = "against"
     PEERS = "peers"
     NODES = "nodes"
+    SOAK = "soak"
 
 
-_WITHOUT_VALUE = {"quick", Measurement.PEERS, Measurement.NODES}
+_WITHOUT_VALUE = {"quick", Measurement.PEERS, Measurement.NODES, Measurement.SOAK}
 _WITH_VALUE = {Measurement.BEFORE, "minutes"}
 _QUICK = {Measurement.POSTFIX, Measurement.BEFORE}
 

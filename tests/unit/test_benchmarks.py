@@ -6,13 +6,17 @@ The measurement itself is tested with real servers, in tests/system.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.before import beyond_noise, pair_ratios, tables
+from benchmarks.mixture import arriving, recipient
 from benchmarks.peers import Durability, read_trace
 from benchmarks.report import table
 from benchmarks.run import Result
+from benchmarks.soak import Minute, comparison, reference
 from benchmarks.words import Measurement, Words, read_words
 
 
@@ -33,7 +37,7 @@ def test_words_say_what_is_measured(words: list[str], meaning: Words) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["quik"], "quik: unknown; write one of nodes, peers, quick, against=…, minutes=…"),
+        (["quik"], "quik: unknown; write one of nodes, peers, quick, soak, against=…, minutes=…"),
         (["quick=yes"], "quick=yes: unknown"),
         (["against"], "against: unknown"),
         (["against="], "against=: write the commit behind it"),
@@ -123,6 +127,34 @@ def test_sync_counts_for_a_reply_that_waited_for_its_end(
 def test_trace_without_a_message_says_nothing_about_durability() -> None:
     with pytest.raises(AssertionError, match="no message"):
         read_trace(['7 write(5, "220 sink"..., 20) = 20'])
+
+
+def test_each_tenth_of_the_mixture_has_its_place() -> None:
+    zones = [recipient(number).split(".")[-2] for number in range(1000, 2000)]
+    assert zones.count("known") == 400
+    assert sum(zone.startswith("new") for zone in zones) == 400
+    assert zones.count("slow") == 100
+    assert (zones.count("silent"), zones.count("refused")) == (50, 50)
+    assert arriving(range(1000, 2000)) == 900
+
+
+def test_new_domain_of_the_mixture_gets_two_messages() -> None:
+    domains = Counter(recipient(number) for number in range(10_000) if 4 <= number % 10 < 8)
+    assert set(domains.values()) == {2}
+
+
+@pytest.mark.parametrize(("minutes", "number"), [(2, 1), (5, 2), (10, 5), (60, 5)])
+def test_last_minute_is_compared_with_minute_five_or_the_middle(minutes: int, number: int) -> None:
+    assert reference(minutes) == number
+
+
+def test_soak_shows_both_minutes_and_their_ratio() -> None:
+    steady = Minute(80.0, 30, 8, 4.0, 500, 1000, 2.0, 0.8, 2.0, 10.0, 3.0, 12.0)
+    grown = replace(steady, rss_mib=120.0, queued=0)
+    lines = comparison([steady, steady, grown, grown]).splitlines()
+    assert lines[0] == "| | minute 2 | minute 4 | ratio |"
+    assert "| resident memory, MiB | 80 | 120 | 1.50 |" in lines
+    assert "| threads | 8 | 8 | 1.00 |" in lines
 
 
 def test_table_without_rows_is_empty_text() -> None:
