@@ -18,7 +18,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["PeakMemory", "Syncs", "counted_syncs", "cpu_seconds", "peak_memory", "tree"]
+__all__ = [
+    "PeakMemory",
+    "Syncs",
+    "counted_syncs",
+    "cpu_parts",
+    "cpu_seconds",
+    "memory_bytes",
+    "peak_memory",
+    "tree",
+]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SAMPLE_SECONDS = 0.2
@@ -40,6 +49,14 @@ def cpu_seconds(root: int) -> float:
     """CPU seconds used by a process and all below it, until now."""
     ticks = sum(sum(map(int, fields[11:15])) for pid in tree(root) if (fields := _stat(pid)))
     return ticks / _TICKS
+
+
+def cpu_parts(pid: int) -> tuple[float, float]:
+    """CPU seconds of one process, its own and the kernel's for it, with those of its children that
+    ended.
+    """
+    user, kernel, ended_user, ended_kernel = map(int, _stat(pid)[11:15])
+    return (user + ended_user) / _TICKS, (kernel + ended_kernel) / _TICKS
 
 
 def _stat(pid: int) -> list[str]:
