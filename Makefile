@@ -5,8 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   := $(VENV)/.runs
 READY  := $(VENV)/.ready
-# Four processes, since most tests wait for others; those of a file stay together (tests/conftest.py).
-FOUR   := -n 4 --dist loadfile --no-loadscope-reorder
+# How many run tests: most tests wait for other programs. At most four (tests/rigs/ports.py).
+PROCESSES ?= 3
+# The tests of a file stay together (tests/conftest.py).
+SHARED := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test retest test-pythons check lint demo man docs dist lock packages packages-test sbom image-test torture mutation fuzz bench clean
@@ -56,7 +58,7 @@ demo: $(RUNS)
 	@$(BIN)/relay demo
 
 test: $(READY)
-	$(BIN)/pytest $(FOUR) $(ARGS)
+	$(BIN)/pytest $(SHARED) $(ARGS)
 
 test-pythons: $(READY)
 	tests/pythons $(ARGS)

@@ -5,7 +5,7 @@ test runs. Where one is missing the test is skipped and says so; under
 RELAY_REQUIRE_TOOLS=1 (as in .ci/run) that is a failure, so that nothing is
 skipped unseen.
 
-`make test` runs four processes, and the tests of a file stay together: they share servers,
+`make test` runs several processes, and the tests of a file stay together: they share servers,
 and addresses of their own. Ports differ between the processes (`tests.rigs.ports`).
 """
 

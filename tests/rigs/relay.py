@@ -114,7 +114,7 @@ class Relay:
         """A command of `relay` with this configuration."""
         with self.begin(*arguments) as command:
             try:
-                stdout, stderr = command.communicate(timeout=60)
+                stdout, stderr = command.communicate(timeout=180)
             except subprocess.TimeoutExpired:
                 command.kill()
                 raise
