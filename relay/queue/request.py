@@ -33,8 +33,9 @@ class Request:
     """`rows` to be written, or a `function` of a connection that does the writing, whose value is
     the result.
 
-    `on_commit` or `on_failure` runs on the event loop before the future ends. `stored` are the
-    events it has written. `is_given_up`: who asked was told that it failed, whatever comes of it.
+    `on_commit` or `on_failure` runs on the event loop before the task that awaits the future goes
+    on. `stored` are the events it has written. `is_given_up`: who asked was told that it failed,
+    whatever comes of it.
     """
 
     rows: Rows | None = None
@@ -73,16 +74,20 @@ def resolve(batch: list[Request], on_events: Callable[[list[StoredEvent]], None]
         on_events(stored)
     for request in batch:
         future = request.future
+        if future.done():
+            continue
         if request.error is None:
-            if request.on_commit is not None:
-                request.on_commit(request.result)
-            if not future.done():
-                future.set_result(request.result)
+            future.set_result(request.result)
         else:
+            future.set_exception(request.error)
+    # Those who wait go on when this turn of the event loop has ended: clients get their replies
+    # before the scheduler, which these calls wake, begins to deliver.
+    for request in batch:
+        if request.error is not None:
             if request.on_failure is not None:
                 request.on_failure()
-            if not future.done():
-                future.set_exception(request.error)
+        elif request.on_commit is not None:
+            request.on_commit(request.result)
 
 
 def settled_messages(requests: Iterable[Request]) -> list[tuple[Request, str]]:

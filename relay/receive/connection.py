@@ -328,17 +328,21 @@ class Connection(SMTP):
 
         The task is not cancelled if the client goes.
         """
-        self._work = task = self._listener.spawn(work)
-        task.add_done_callback(lambda done: self._on_work_done(done, then))
+        self._work = self._listener.spawn(self._run(work, then))
 
     def _resume(self, result: ActionResult) -> None:
         self._perform(self._protocol.resume(result))
 
-    def _on_work_done(self, task: asyncio.Task[T], then: Callable[[T], None]) -> None:
-        self._work = None
+    async def _run(self, work: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
+        """Do the work, and send the reply at once: in this task, and not in a callback of its end,
+        before which the event loop would begin the delivery of a message that is committed.
+        """
         try:
-            then(task.result())
+            result = await work
+            self._work = None
+            then(result)
         except (Exception, asyncio.CancelledError) as failure:
+            self._work = None
             log.error("%s: a session failed", self._who, exc_info=failure)
             self._perform(self._protocol.resume_failed())
             self._close_with(_INTERNAL_ERROR)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, QueueFull, SpoolError
 from relay.receive import connection as connection_module
 from relay.receive import protocol as protocol_module
@@ -286,6 +287,32 @@ async def test_error_of_the_relay_is_temporary_and_never_described(desk, monkeyp
         == "421 4.3.0 Trouble of our own, try again later"
     )
     assert await client.reply() == "closed"
+
+
+async def test_client_gets_its_reply_before_the_delivery_of_its_message_begins(
+    desk, tmp_path, monkeypatch
+):
+    desk.store = await SqliteStore.open(tmp_path / "spool", synchronous="OFF")
+    order: list[str] = []
+    flush = connection_module.Connection._flush
+
+    def noted(connection: connection_module.Connection) -> None:
+        order.extend("reply" for one in connection._output if b"queued as" in one)
+        flush(connection)
+
+    async def deliver() -> None:
+        await desk.store.wait_for_work()
+        order.append("delivery")
+
+    monkeypatch.setattr(connection_module.Connection, "_flush", noted)
+    delivering = asyncio.create_task(deliver())
+    client = await desk.client()
+    await client.begin()
+    assert (await client.data(SMALL)).startswith("250 2.0.0 Ok: queued as ")
+    await delivering
+    assert order == ["reply", "delivery"]
+    await settled(desk)
+    await desk.store.close()
 
 
 # --- clients that go ------------------------------------------------------------------------------
