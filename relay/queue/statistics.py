@@ -223,11 +223,9 @@ def _count_events(
         bounds = hours[hour]
         for one in event.counted:
             pair = bounds.within((one.recipient_domain, one.sender_domain))
-            what = (one.result.value, one.protection, one.policy, one.reason)
-            numbers[(*pair, hour, *what)] += one.number
-            numbers[("", pair[1], hour, *what)] += one.number
-            sums = (*what[:2], _without_rule_names(one.policy), one.reason)
-            numbers[("", "", hour, *sums)] += one.number
+            numbers[(*pair, hour, one.result.value, one.protection, one.policy, one.reason)] += (
+                one.number
+            )
             if one.exception and bounds.has_room(pair):
                 exceptions.append(
                     (
@@ -240,7 +238,16 @@ def _count_events(
                         one.exception,
                     )
                 )
-    return numbers, exceptions
+    return _with_sums(numbers), exceptions
+
+
+def _with_sums(numbers: Counter[CountKey]) -> Counter[CountKey]:
+    """The numbers of pairs of domains, and the sums that are rows of their own."""
+    sums = numbers.copy()
+    for (_, sender, hour, result, protection, policy, reason), number in numbers.items():
+        sums[("", sender, hour, result, protection, policy, reason)] += number
+        sums[("", "", hour, result, protection, _without_rule_names(policy), reason)] += number
+    return sums
 
 
 @lru_cache(maxsize=1024)
