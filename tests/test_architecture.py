@@ -201,7 +201,7 @@ def _package(module: str) -> str:
 
 
 def _is_shell(module: str) -> bool:
-    # The sandbox is a world with servers of its own: all of it is shell.
+    # The sandbox has servers of its own: all of it is a shell.
     return any(
         module == shell or module.startswith(f"{shell}.") for shell in SHELLS | {"relay.sandbox"}
     )
@@ -262,6 +262,14 @@ def test_a_decision_touches_neither_network_nor_disk_nor_clock(module: str) -> N
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_module_opens_as_a_manual_page_does(module: str) -> None:
     assert ast.get_docstring(MODULES[module]), f"{module} says nothing of itself"
+
+
+def test_docs_flow_marks_each_shell_of_the_lower_rows_where_it_names_it_first() -> None:
+    text = (ROOT / "docs/flow.md").read_text(encoding="utf-8")
+    pure = {module.rpartition(".")[2] for module in MODULES if not _is_shell(module)}
+    shells = {shell.rpartition(".")[2] for shell in SHELLS if ROWS[_package(shell)] < 5} - pure
+    first = {name: re.search(rf"`(?:\w+/)*{name}/?`( †)?", text) for name in shells}
+    assert [name for name, found in first.items() if found and not found[1]] == []
 
 
 def _table_of_flow() -> dict[str, set[str]]:

@@ -173,14 +173,7 @@ class DeliveryLog:
         batch = await self._source.events_after(self._position, limit=_BATCH)
         sync = self._sync_is_due(bool(batch))
         if batch or sync or self._file.close_first:
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(self._thread, self._file.append, batch, sync)
-            except _NotSynced:
-                # The kernel may have dropped the pages that it failed to write (fsync(2)), so all
-                # lines since the last good sync are written again.
-                self._position = self._synced
-                raise
+            await self._append(batch, sync)
             if batch:
                 self._position = batch[-1].seq
             if sync:
@@ -189,21 +182,26 @@ class DeliveryLog:
         return len(batch)
 
     async def _follow_lost(self) -> None:
-        """Append what the files of lost nodes do not have, now and then."""
+        """Append the events of lost nodes that no file has, every few seconds."""
         now = time.monotonic()
         if self._lost is None or now - self._looked_for_lost_at < self._look_for_lost_every:
             return
         node, batch = await self._lost.lost_events(limit=_BATCH)
         if batch:
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(self._thread, self._file.append, batch, True)
-            except _NotSynced:
-                self._position = self._synced  # as in `_follow`: the sync was of those lines, too
-                raise
+            await self._append(batch, True)
             await self._lost.lost_written(node, batch[-1].seq)
         if len(batch) < _BATCH:
             self._looked_for_lost_at = now
+
+    async def _append(self, batch: Sequence[NumberedEvent], sync: bool) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._file.append, batch, sync)
+        except _NotSynced:
+            # The kernel may have dropped the pages that it failed to write (fsync(2)), so all lines
+            # since the last good sync are written again.
+            self._position = self._synced
+            raise
 
     def _sync_is_due(self, more: bool) -> bool:
         if self._position == self._synced and not more:
@@ -301,7 +299,7 @@ class _LogFile:
             write_all(fd, data)
             return
         with _locked(fd):
-            size = _mend(fd)
+            size = _repair_end(fd)
             self._unsynced = True
             try:
                 write_all(fd, data)
@@ -355,7 +353,7 @@ def _locked(fd: int) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _mend(fd: int) -> int:
+def _repair_end(fd: int) -> int:
     """Make the file end with a complete line, and return its size.
 
     A last line without its end was torn by a crash. If the relay wrote it, it is removed: the store
