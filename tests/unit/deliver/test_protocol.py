@@ -112,3 +112,11 @@ async def test_reply_wakes_a_waiting_writer_although_there_is_no_room(
     host.say(b"421 closing\r\n")
     await asyncio.wait_for(waiting, 10)
     assert wire._paused is True
+
+
+async def test_handshake_on_a_lost_connection_says_that_it_is_lost(wire: ClientProtocol):
+    wire.abort()
+    await wire.closed.wait()
+    await until(lambda: wire.transport is None)
+    with pytest.raises(SMTPException, match="lost"):
+        await wire.handshake(ssl.create_default_context(), "mx", 1)
