@@ -83,7 +83,7 @@ def test_node_stopped_for_longer_than_its_lease_sends_nothing_under_it(tmp_path,
 def one_of_two(directory: Path) -> Relay:
     """The other node, to be asked."""
     home = directory / "b"
-    return Relay(home, {}, 0)
+    return Relay(home, {"admin": {"socket": "relay.sock"}}, 0)
 
 
 def test_second_process_of_a_name_exits_and_says_so(tmp_path, server):
