@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
 _RESULTS = Path(__file__).parent / "results"
 _README = Path(__file__).parents[1] / "README.md"
 _BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_WIDTH = 100
 _SIDES = ("relay", "relay, 2 workers", "Postfix")
 
 
@@ -200,9 +202,10 @@ def about(results: Sequence[Result], loads: Sequence[float]) -> str:
     """
     keys = [(result.scenario, result.side) for result in results]
     rounds = max(map(keys.count, keys))
-    return (
+    return textwrap.fill(
         f"{machine()} Medians of up to {rounds} rounds. Cores busy with other work before a"
-        f" scenario: {min(loads):.1f} to {max(loads):.1f}."
+        f" scenario: {min(loads):.1f} to {max(loads):.1f}.",
+        _WIDTH,
     )
 
 
