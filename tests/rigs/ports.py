@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from tests.fakes.waiting import patient
+
 T = TypeVar("T")
 
 
@@ -64,7 +66,7 @@ def open_directory(prefix: str, parent: str = "/tmp") -> Iterator[Path]:
 
 def wait_until(question: Callable[[], T], *, seconds: float = 60, what: str = "it") -> T:
     """The first true answer; an AssertionError that names `what` when none comes in time."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(seconds)
     while True:
         answer = question()
         if answer:

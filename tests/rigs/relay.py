@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from relay.admin.client import ask
+from tests.fakes.waiting import patient
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 
 _ROOT = Path(__file__).parents[2]
@@ -93,7 +94,7 @@ class Relay:
         workers = workers_of(self) if self.config.get("workers", 1) > 1 else []
         self.signal(signal.SIGKILL)
         assert self.process is not None
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=patient(30))
         wait_until(lambda: not any(map(is_alive, workers)), what="the workers' end")
 
     def kill_all(self) -> None:
@@ -108,13 +109,13 @@ class Relay:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(timeout=seconds)
+        return self.process.wait(timeout=patient(seconds))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command of `relay` with this configuration."""
         with self.begin(*arguments) as command:
             try:
-                stdout, stderr = command.communicate(timeout=180)
+                stdout, stderr = command.communicate(timeout=patient(60))
             except subprocess.TimeoutExpired:
                 command.kill()
                 raise

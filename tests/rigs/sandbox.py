@@ -11,6 +11,7 @@ import asyncio
 import functools
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from relay.sandbox.certificates import Authority
 from relay.sandbox.dns import DnsServer
 from relay.sandbox.mx import MxServer
 from relay.sandbox.script import Script
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port
 from tests.rigs.relay import Relay, relay_process
 
@@ -124,7 +126,7 @@ class Sandbox:
 
     async def attempts(self, recipient: str, count: int = 1, *, seconds: float = 60) -> list[Event]:
         """The log's lines about attempts for a recipient, as soon as there are `count` of them."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(patient(seconds)):
             while len(found := self._attempts(recipient)) < count:
                 await asyncio.sleep(0.05)
         return found
@@ -133,16 +135,15 @@ class Sandbox:
         self, recipients: set[str], *, seconds: float
     ) -> dict[str, list[Event]]:
         """The attempts of many recipients, once each has one, or the time is over."""
-        waited = 0.0
+        deadline = time.monotonic() + patient(seconds)
         while True:
             found: dict[str, list[Event]] = {recipient: [] for recipient in recipients}
             for event in self.events():
                 if event["event"] != "accepted" and event["recipient"] in found:
                     found[event["recipient"]].append(event)
-            if all(found.values()) or waited >= seconds:
+            if all(found.values()) or time.monotonic() > deadline:
                 return found
             await asyncio.sleep(0.25)
-            waited += 0.25
 
     def _attempts(self, recipient: str) -> list[Event]:
         return [event for event in self.events(recipient=recipient) if event["event"] != "accepted"]

@@ -22,6 +22,7 @@ import yaml
 
 from relay.admin.client import ask
 from relay.sandbox.script import Script, ScriptedReply
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_config, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -42,7 +43,7 @@ def said(relay: Relay, text: str) -> None:
 def ended(relay: Relay, *, seconds: float = 30) -> int:
     """The exit code of a relay that already got a SIGTERM (this function must not send another)."""
     assert relay.process is not None
-    return relay.process.wait(timeout=seconds)
+    return relay.process.wait(timeout=patient(seconds))
 
 
 def submit(

@@ -17,6 +17,7 @@ import pytest
 
 from relay.sandbox.mx import MxServer
 from relay.sandbox.script import Script, ScriptedReply
+from tests.fakes.waiting import patient
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -93,7 +94,7 @@ class World:
         await asyncio.to_thread(self.hand_in, *recipients, **more)
 
     async def reports(self, count: int, *, seconds: float = 60) -> list[Dsn]:
-        await self.sender.wait_for_messages(count, timeout=seconds)
+        await self.sender.wait_for_messages(count, timeout=patient(seconds))
         await asyncio.sleep(0.3)
         assert len(self.sender.messages) == count, "more reports than that"
         return [

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.mx import MxServer
 from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
+from tests.fakes.waiting import patient
 from tests.rigs.relay import Relay
 from tests.rigs.sandbox import Event, Sandbox
 
@@ -42,7 +43,7 @@ FIRST = {
 async def within(
     seconds: float, found: Callable[[], Any], *, what: str = "what was waited for"
 ) -> Any:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(seconds)
     while not (value := found()):
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.1)

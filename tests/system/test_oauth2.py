@@ -17,6 +17,7 @@ import pytest
 from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import MxServer
 from relay.sandbox.script import Script, StartTls
+from tests.fakes.waiting import patient
 from tests.rigs.dovecot import Dovecot, submission
 from tests.rigs.ports import free_port
 from tests.rigs.relay import Relay
@@ -102,7 +103,7 @@ class Provider:
 
     async def delivered(self, recipient: str, *, seconds: float = 60) -> Event:
         """The event of a message's delivery."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(patient(seconds)):
             while True:
                 found = self.sandbox.events(recipient=recipient, event="delivered")
                 if found:

@@ -42,6 +42,7 @@ from tests.fakes.queued import (
     queue_ids,
     settled,
 )
+from tests.fakes.waiting import patient
 from tests.rigs.cutter import Cut, cutter
 from tests.rigs.postgres import Postgres, pooler, standby
 
@@ -77,7 +78,7 @@ async def crash(store: PostgresStore) -> None:
 
 
 async def until(question, *, seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(patient(seconds)):
         while not await question():
             await asyncio.sleep(0.1)
 

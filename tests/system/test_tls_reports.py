@@ -24,6 +24,7 @@ from relay.sandbox.mx import MxServer
 from relay.sandbox.policy_host import WebAnswer, policy
 from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from relay.sign.keys import new_key
+from tests.fakes.waiting import patient
 from tests.rigs.policies import World, open_world
 from tests.rigs.relay import workers_of
 from tests.rigs.report_receiver import ReportReceiver
@@ -123,7 +124,7 @@ class Reporting:
         return found
 
     async def until(self, happened: Callable[[], bool], *, seconds: float = 90) -> None:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(patient(seconds)):
             while not happened():
                 await asyncio.sleep(0.02)
 
