@@ -157,7 +157,7 @@ def operated(
     fields: JsonObject = {
         "event": "operator",
         "id": event_id,
-        "timestamp": round(now.timestamp(), 6),
+        "timestamp": now.timestamp(),
         "log-level": "info",
         "operator": name,
         "verb": verb,

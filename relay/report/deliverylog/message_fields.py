@@ -51,7 +51,7 @@ def head(name: str, level: str, message: QueuedMessage, event_id: str, at: datet
     return {
         "event": name,
         "id": event_id,
-        "timestamp": round(at.timestamp(), 6),
+        "timestamp": at.timestamp(),
         "log-level": level,
         "queue-id": message.queue_id,
     }

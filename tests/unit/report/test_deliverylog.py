@@ -1,6 +1,7 @@
 """What each line of the delivery log says."""
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -62,6 +63,13 @@ def line_of(outcome, *, after=timedelta(seconds=1), recipient=BOB):
     entry, now = Entry(MESSAGE, (recipient,)), NOON + after
     settlement = settle(entry, {0: outcome}, schedule=RetrySchedule(), now=now)
     return json.loads(settled(entry, settlement.changes[0], now=now).line)
+
+
+@given(st.integers(0, 10**16))
+def test_timestamp_of_an_event_has_six_decimals_at_most(microseconds):
+    at = NOON + timedelta(microseconds=microseconds)
+    line = accepted(replace(MESSAGE, arrived=at), (BOB,)).line
+    assert re.search(r'"timestamp":\d+\.\d{1,6},', line)
 
 
 def test_event_of_a_delivery_has_every_field():
