@@ -44,7 +44,7 @@ _CONFIG = "relay.config"
 _WITHOUT_RELAY = ("list", "nodes", "show", "log", "report", "memory-list", "memory-suggest")
 """What can be asked of the stores of a relay that does not run."""
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 class LazyGroup(click.Group):

@@ -26,7 +26,7 @@ __all__ = ["memory"]
 _COLOURS = {"verified": "green", "encrypted": "yellow", "none": "red"}
 _LEVELS = click.Choice(["none", "encrypted", "verified"])
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def _filters(command: F) -> F:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,6 +22,8 @@ from relay.mail.jsontext import JsonDocument
 
 if TYPE_CHECKING:
     from relay.policy.rules import DestinationRule
+
+    Rules = Mapping[str, DestinationRule]
 
 __all__ = ["suggest"]
 
@@ -97,7 +99,7 @@ def _named(domains: list[str]) -> str:
     return f"{len(domains)} domain{'' if len(domains) == 1 else 's'} ({names}{more})"
 
 
-def _has_rule(domain: str, rules: Any) -> bool:
+def _has_rule(domain: str, rules: Rules) -> bool:
     """Whether the rules of the file require TLS of a domain already."""
     from relay.policy.rules import PolicyRules, resolve
 
@@ -105,7 +107,7 @@ def _has_rule(domain: str, rules: Any) -> bool:
     return resolve(only, reverse_path="", recipient_domain=domain).require_tls.value
 
 
-def _yaml(suggestions: Iterable[JsonDocument], rules: Any) -> Iterator[str]:
+def _yaml(suggestions: Iterable[JsonDocument], rules: Rules) -> Iterator[str]:
     yield "# A message may ask for less than a rule, and gets it. With allow_override: false in the"
     yield "# rule no message gets less; mail that asked for it before may wait then."
     yield "policy:"
@@ -129,7 +131,9 @@ def _why(one: JsonDocument) -> str:
     return f"{count} message{plural} in {age_text(last - first)}, {how}, by {hosts}"
 
 
-def _joined(suggested: dict[str, bool], rule: DestinationRule | None) -> Iterator[tuple[str, Any]]:
+def _joined(
+    suggested: dict[str, bool], rule: DestinationRule | None
+) -> Iterator[tuple[str, object]]:
     """The keys of a suggestion, and those of the rule that it takes the place of."""
     import dataclasses
 
@@ -140,7 +144,7 @@ def _joined(suggested: dict[str, bool], rule: DestinationRule | None) -> Iterato
             yield field.name, value
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 

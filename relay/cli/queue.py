@@ -28,7 +28,7 @@ from relay.mail.jsontext import JsonDocument, to_json
 
 __all__ = ["pages", "print_list", "queue"]
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 _STATES = ("queued", "deferred", "held")
 _COLOURS = {"queued": "cyan", "deferred": "yellow", "held": "magenta", "delivered": "green"}

@@ -39,7 +39,7 @@ from relay.mail.option import TextForm
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-_WRONG: Any = object()
+_WRONG: object = object()
 """Stands for a value that was wrong and has been noted as such."""
 
 
@@ -58,7 +58,7 @@ class Conformer:
         self.written: dict[str, str] = {}
         """By key: the short key that the file has instead."""
 
-    def wrong(self, location: Location, key: str, problem: str, cure: str) -> Any:
+    def wrong(self, location: Location, key: str, problem: str, cure: str) -> object:
         self.mistakes.append(Mistake(location, key, problem, cure))
         self.noted.add(key)
         return _WRONG
@@ -82,14 +82,14 @@ class Conformer:
             return self.wrong(tree.location, key, problem, _leaf_cure(shape))
         return self._leaf(tree, shape, key)
 
-    def _maybe(self, tree: Tree, shape: Maybe, key: str) -> Any:
+    def _maybe(self, tree: Tree, shape: Maybe, key: str) -> object:
         if isinstance(tree, Leaf):
             never = isinstance(shape.inner, Duration) and tree.text == "never"
             if tree.kind == "null" or never:
                 return None
         return self.conform(tree, shape.inner, key)
 
-    def _name_or(self, tree: Tree, shape: NameOr, key: str) -> Any:
+    def _name_or(self, tree: Tree, shape: NameOr, key: str) -> object:
         if isinstance(tree, Map) and list(tree.values) == [shape.key]:
             return self.conform(tree.values[shape.key], shape.name, dotted(key, shape.key))
         if isinstance(tree, Map):
@@ -100,7 +100,7 @@ class Conformer:
         cure = f"write a name, or keys below it: {', '.join(shape.section.keys)}"
         return self.wrong(tree.location, key, problem, cure)
 
-    def _section(self, tree: Tree, section: Section, key: str) -> Any:
+    def _section(self, tree: Tree, section: Section, key: str) -> object:
         if isinstance(tree, Leaf) and tree.kind == "null":
             tree = Map(tree.location, {}, {})  # every key below it is commented out
         if not isinstance(tree, Map):
@@ -202,7 +202,7 @@ class Conformer:
             cure = f"known here: {', '.join(known)}"
         self.wrong(location, dotted(key, name), "unknown key", cure)
 
-    def _names(self, tree: Tree, shape: Names, key: str) -> Any:
+    def _names(self, tree: Tree, shape: Names, key: str) -> object:
         """A map whose keys are names of the administrator's own: users, or domains."""
         if isinstance(tree, Leaf) and tree.kind == "null":
             return {}
@@ -234,7 +234,7 @@ class Conformer:
         except ValueError as error:
             return self.wrong(location, dotted(key, written), *split(error))
 
-    def _items(self, tree: Tree, shape: Items, key: str) -> Any:
+    def _items(self, tree: Tree, shape: Items, key: str) -> object:
         is_empty = isinstance(tree, Leaf) and tree.kind == "null"
         if shape.or_one and isinstance(tree, Leaf) and not is_empty:
             value = self.conform(tree, _innermost(shape), key)
@@ -253,7 +253,7 @@ class Conformer:
         ]
         return [value for value in values if value is not _WRONG]
 
-    def _leaf(self, leaf: Leaf, shape: LeafShape, key: str) -> Any:
+    def _leaf(self, leaf: Leaf, shape: LeafShape, key: str) -> object:
         if leaf.kind == "null":
             cure = f"{_leaf_cure(shape)}, or remove the key"
             return self.wrong(leaf.location, key, "no value", cure)
@@ -263,7 +263,7 @@ class Conformer:
             return self.wrong(leaf.location, key, *split(error))
 
 
-def _has_name(shape: Shape, value: Any) -> bool:
+def _has_name(shape: Shape, value: object) -> bool:
     section = shape.section if isinstance(shape, NameOr) else shape
     return isinstance(section, Section) and section.has_name and isinstance(value, dict)
 
@@ -273,7 +273,7 @@ def _innermost(shape: Shape) -> Shape:
     return _innermost(shape.item) if isinstance(shape, Items) and shape.or_one else shape
 
 
-def _listed(value: Any, shape: Shape) -> Any:
+def _listed(value: object, shape: Shape) -> object:
     """One value as the list it stands for."""
     if isinstance(shape, Items) and shape.or_one:
         return [_listed(value, shape.item)]
@@ -295,7 +295,7 @@ def _elsewhere(name: str, key: str) -> str:
 LeafShape = Truth | Duration | Number | Choice | Text
 
 
-def _read_leaf(leaf: Leaf, shape: LeafShape, key: str) -> Any:
+def _read_leaf(leaf: Leaf, shape: LeafShape, key: str) -> object:
     """A scalar as the type the dataclass wants; ValueError with "what; cure"."""
     match shape:
         case Truth():
@@ -328,7 +328,7 @@ def _read_leaf(leaf: Leaf, shape: LeafShape, key: str) -> Any:
 
 def _default_of(key: str) -> timedelta | None:
     """The default of a duration, of a list its first; None where it has none."""
-    value: Any = as_document(Config())
+    value: object = as_document(Config())
     for step in key.split("."):
         value = value[0] if isinstance(value, list) and value else value
         value = value.get(step) if isinstance(value, dict) else value
@@ -373,7 +373,7 @@ def _leaf_cure(shape: LeafShape) -> str:
             return "write a value behind the colon"
 
 
-def build(values: Any, conformer: Conformer) -> Config | None:
+def build(values: object, conformer: Conformer) -> Config | None:
     """The dataclasses of these values, None where something is wrong or missing."""
     for key in conformer.missing:
         name = key.rpartition(".")[2]

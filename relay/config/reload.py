@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from relay.config import Config, as_document
 from relay.config.shape import Section, Shape, section_of
@@ -48,7 +48,7 @@ def changes(old: Config, new: Config) -> Changes:
 
 
 def _differing(
-    before: Any, after: Any, shape: Shape | None, key: str = "", is_reloaded: bool = False
+    before: object, after: object, shape: Shape | None, key: str = "", is_reloaded: bool = False
 ) -> Iterator[tuple[str, bool]]:
     """Each key that differs, and whether it is taken over."""
     if before == after:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
-from typing import Any
 
 from relay.config.document import as_document
 from relay.config.remark import Remark
@@ -50,7 +49,7 @@ def beyond_unit(config: Config, settings: Mapping[str, str]) -> Iterator[Remark]
                 yield Remark(key, problem, cure)
 
 
-def _paths(value: Any, key: str = "") -> Iterator[tuple[str, PurePath]]:
+def _paths(value: object, key: str = "") -> Iterator[tuple[str, PurePath]]:
     """Each absolute path of a document, with its key."""
     if isinstance(value, str) and value.startswith("/"):
         yield key, PurePath(value)

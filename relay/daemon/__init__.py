@@ -21,7 +21,6 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from relay import __version__
 from relay.api import CONNECTIONS
@@ -108,7 +107,7 @@ def _work(
             own_log.stop()
 
 
-def _run(main: Coroutine[Any, Any, int]) -> int:
+def _run(main: Coroutine[object, object, int]) -> int:
     """Run on uvloop, where there is one."""
     try:
         import uvloop

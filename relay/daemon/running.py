@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from relay.api import HttpServer
 from relay.config import Config, ConfigError, load, locations
@@ -147,7 +146,7 @@ class Relay:
             if parts.worker.is_first:
                 log.info("listening at %s", listener.address)
 
-    def _run(self, name: str, part: Coroutine[Any, Any, None]) -> None:
+    def _run(self, name: str, part: Coroutine[object, object, None]) -> None:
         """Run a part beside the others. One that ends of itself breaks the relay."""
         task = asyncio.create_task(part, name=name)
         task.add_done_callback(self._has_ended)

@@ -5,11 +5,10 @@ the log and see each event once. An engine says the same in its own words. Pure.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from relay.mail.address import domain_spellings, spellings
 from relay.mail.event import Event
+from relay.mail.jsontext import JsonFields
 from relay.queue.store import EventFilter
 
 __all__ = ["event_matches"]
@@ -50,7 +49,7 @@ def _fields_match(event: Event, fields: tuple[tuple[str, str], ...]) -> bool:
     return all(_field_matches(event, line, name, value) for name, value in fields)
 
 
-def _field_matches(event: Event, line: Mapping[str, Any], name: str, value: str) -> bool:
+def _field_matches(event: Event, line: JsonFields, name: str, value: str) -> bool:
     headers = line.get("message", {}).get("headers", {})
     match name:
         case "severity":
@@ -73,7 +72,7 @@ def _field_matches(event: Event, line: Mapping[str, Any], name: str, value: str)
             return value.lower() in str(headers.get(name, "")).lower()
 
 
-def _protection(event: Event, status: Mapping[str, Any] | None) -> str:
+def _protection(event: Event, status: JsonFields | None) -> str:
     if status is None:
         return ""
     if event.name != "delivered" or status.get("tls") is None:
@@ -83,7 +82,7 @@ def _protection(event: Event, status: Mapping[str, Any] | None) -> str:
     return "verified" if status.get("certificate-verified") else "encrypted"
 
 
-def _text(event: Event, line: Mapping[str, Any]) -> str:
+def _text(event: Event, line: JsonFields) -> str:
     headers = line.get("message", {}).get("headers", {})
     return " ".join(
         (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
+from relay.mail.jsontext import JsonFields
 from relay.mail.memory import DomainMemory, HostMemory, KeptAlarm, Less, Run, Shown
 from relay.queue.rows import micros, moment
 from relay.queue.store import SpoolError
@@ -85,7 +86,7 @@ def from_row(domain: str, text: str, *, file: str = "") -> DomainMemory:
         raise SpoolError(f"{file}: {text}" if file else text) from error
 
 
-def _read(domain: str, row: Mapping[str, Any]) -> DomainMemory:
+def _read(domain: str, row: JsonFields) -> DomainMemory:
     return DomainMemory(
         domain,
         moment(row["first"]),
@@ -101,7 +102,7 @@ def _run(messages: int, since: int) -> Run:
     return Run(messages, moment(since))
 
 
-def _less_in_row(less: Less | None) -> list[Any]:
+def _less_in_row(less: Less | None) -> list[object]:
     return [] if less is None else [less.level, micros(less.since)]
 
 

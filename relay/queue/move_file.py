@@ -18,9 +18,8 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from relay.mail.jsontext import of_json, to_json
+from relay.mail.jsontext import JsonDocument, of_json, to_json
 from relay.queue.api_state import PendingCall
 from relay.queue.due import Place
 from relay.queue.entry import State
@@ -196,7 +195,7 @@ def head_of_call(call: PendingCall, stamp: str) -> bytes:
     )
 
 
-def _line(fields: dict[str, Any]) -> bytes:
+def _line(fields: JsonDocument) -> bytes:
     return f"{to_json(fields)}\n".encode("ascii")
 
 
@@ -222,7 +221,7 @@ def read_message(line: bytes) -> MovedMessage:
     return message
 
 
-def _recipient(fields: dict[str, Any]) -> MovedRecipient:
+def _recipient(fields: JsonDocument) -> MovedRecipient:
     due = fields["due"]
     return MovedRecipient(
         _number(fields["index"]),
@@ -233,7 +232,7 @@ def _recipient(fields: dict[str, Any]) -> MovedRecipient:
     )
 
 
-def _report(fields: dict[str, Any]) -> MovedReport:
+def _report(fields: JsonDocument) -> MovedReport:
     return MovedReport(
         _number(fields["index"]),
         bool(fields["is-done"]),
@@ -255,7 +254,7 @@ def read_call(line: bytes) -> tuple[PendingCall, str]:
         raise _damaged(error) from error
 
 
-def _fields(line: bytes, kind: str) -> dict[str, Any]:
+def _fields(line: bytes, kind: str) -> JsonDocument:
     try:
         fields = of_json(line)
     except (ValueError, RecursionError):
@@ -264,7 +263,7 @@ def _fields(line: bytes, kind: str) -> dict[str, Any]:
     if version != _VERSION:
         newer = isinstance(version, int) and version > _VERSION
         raise DamagedFile("a newer relay wrote it" if newer else "no relay wrote it")
-    found: dict[str, Any] = fields
+    found: JsonDocument = fields
     return found
 
 

@@ -114,12 +114,12 @@ def message_data(message: QueuedMessage) -> str:
     )
 
 
-def _data_of_some(message: QueuedMessage) -> list[Any]:
+def _data_of_some(message: QueuedMessage) -> list[object]:
     """What most mail has not, as far as there is any."""
     is_known = bool(message.client_tls or message.client_user)
     if not (is_known or message.requiretls or message.tls_required_no):
         return []
-    found: list[Any] = [message.requiretls, message.tls_required_no]
+    found: list[object] = [message.requiretls, message.tls_required_no]
     return [*found, message.client_tls, message.client_user] if is_known else found
 
 
@@ -301,7 +301,7 @@ def _text(value: object) -> str:
 
 
 @lru_cache(maxsize=256)
-def _settings_data(settings: TlsSettings) -> list[list[Any]]:
+def _settings_data(settings: TlsSettings) -> list[list[object]]:
     """Most mail shares a handful of settings."""
     return [
         [setting.value, setting.source, setting.rule]

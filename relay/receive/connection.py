@@ -30,7 +30,7 @@ import logging
 import math
 import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from aiosmtpd.proxy_protocol import AF, ProxyData, get_proxy
 from aiosmtpd.smtp import SMTP
@@ -323,7 +323,7 @@ class Connection(SMTP):
 
     # --- waiting --------------------------------------------------------------------------------
 
-    def _wait_for(self, work: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
+    def _wait_for(self, work: Coroutine[object, object, T], then: Callable[[T], None]) -> None:
         """Run this in a task and read no input until it is done.
 
         The task is not cancelled if the client goes.

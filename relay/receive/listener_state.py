@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from aiosmtpd.smtp import SMTP
 
@@ -87,7 +87,7 @@ class ListenerState:
         if not self.inside:
             self.empty.set()
 
-    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def spawn(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
         """Start a task that goes on although the connection may end."""
         task = self._loop.create_task(work)
         self.tasks.add(task)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from relay.sandbox.certificates import Authority
@@ -58,12 +57,7 @@ class Catcher:
             raise self._error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._ended is not None:
             self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(timeout=10)

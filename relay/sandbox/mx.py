@@ -20,7 +20,6 @@ import ssl
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -153,12 +152,7 @@ class MxServer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def _opened(self, protocol: HostProtocol) -> RecordedConnection:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from relay.config import Config
@@ -58,12 +57,7 @@ class ListeningSockets:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __str__(self) -> str:

@@ -35,6 +35,9 @@ from relay.queue.verbs import VERBS, Changed, Verb
 
 __all__ = ["are_claimed_by_others", "change", "claim", "free", "held", "pull_forward", "release"]
 
+_Columns = tuple[int, str, int, int | None, str]
+"""Of a recipient: idx, domain, state, due, data."""
+
 log = logging.getLogger(__name__)
 
 _PROMOTED = 1000
@@ -178,9 +181,9 @@ async def _claim_of(
         [most for _, most in wanted],
         lease,
     )
-    claimed: dict[tuple[str, str], list[Sequence[object]]] = {}
+    claimed: dict[tuple[str, str], list[_Columns]] = {}
     for queue_id, *columns in sorted(rows, key=lambda row: (row["due"] or 0, row["queue_id"])):
-        claimed.setdefault((queue_id, columns[1]), []).append(columns)
+        claimed.setdefault((queue_id, columns[1]), []).append(tuple(columns))
     entries = await _entries(db, lease, claimed)
     for _, domain in claimed:
         shares.taken[domain] += 1
@@ -199,7 +202,7 @@ def _in_turn(entries: Sequence[Entry]) -> list[Entry]:
 
 
 async def _entries(
-    db: Db, lease: int, claimed: dict[tuple[str, str], list[Sequence[object]]]
+    db: Db, lease: int, claimed: dict[tuple[str, str], list[_Columns]]
 ) -> list[Entry]:
     """The entries of claimed rows. A damaged message is set aside, and the others go on."""
     ids = sorted({queue_id for queue_id, _ in claimed})
@@ -215,10 +218,7 @@ async def _entries(
             if queue_id not in messages:
                 raise BadRow("its message row is gone")
             *message, total = messages[queue_id]
-            recipients = sorted(
-                (recipient_of(*one) for one in columns),  # type: ignore[arg-type]
-                key=lambda one: one.index,
-            )
+            recipients = sorted((recipient_of(*one) for one in columns), key=lambda one: one.index)
             entries.append(Entry(message_of(*message), tuple(recipients), total=total, token=lease))
         except BadRow as exc:
             await _quarantine(db, queue_id, lease, str(exc))

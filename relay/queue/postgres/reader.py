@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import timedelta
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from relay.queue.engine_reader import EngineReader
 from relay.queue.event_search import Stream, Streams
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 
 def asks(
     question: Callable[Concatenate[Db, P], Awaitable[T]],
-) -> Callable[Concatenate[Reader, P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[Reader, P], Coroutine[object, object, T]]:
     """A method of `Reader` that asks this question."""
 
     async def ask(reader: Reader, /, *args: P.args, **named: P.kwargs) -> T:
@@ -43,7 +43,7 @@ def asks(
 
 def searches(
     question: Callable[Concatenate[Db, P], Awaitable[T]],
-) -> Callable[Concatenate[Reader, P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[Reader, P], Coroutine[object, object, T]]:
     """The same, for one step of a long search."""
 
     async def search(reader: Reader, /, *args: P.args, **named: P.kwargs) -> T:

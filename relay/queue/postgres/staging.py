@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
 
 from relay.queue.postgres.connection import Db, Link
 from relay.queue.postgres.lease import Lease
@@ -80,7 +79,7 @@ class Staging:
                 await self._remove(queue_id)
             raise
 
-    def _to_its_end(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+    def _to_its_end(self, work: Coroutine[object, object, None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)

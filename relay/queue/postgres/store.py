@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from contextlib import suppress
 from datetime import date, datetime, timedelta
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from relay.mail.event import Event
 from relay.queue.division import Division
@@ -84,7 +84,7 @@ P = ParamSpec("P")
 
 def writes(
     statement: Callable[Concatenate[Db, P], Awaitable[T]],
-) -> Callable[Concatenate[PostgresStore, P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[PostgresStore, P], Coroutine[object, object, T]]:
     """A method of the store that commits what this statement does."""
 
     async def write(store: PostgresStore, /, *args: P.args, **named: P.kwargs) -> T:

@@ -15,8 +15,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from relay.queue.engine_reader import EngineReader
 from relay.queue.event_search import Stream
@@ -35,7 +34,7 @@ P = ParamSpec("P")
 
 def asks(
     question: Callable[Concatenate[sqlite3.Connection, P], T],
-) -> Callable[Concatenate[Reader, P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[Reader, P], Coroutine[object, object, T]]:
     """A method of `Reader` that asks this question."""
 
     async def ask(reader: Reader, /, *args: P.args, **named: P.kwargs) -> T:
@@ -46,7 +45,7 @@ def asks(
 
 def searches(
     question: Callable[Concatenate[sqlite3.Connection, P], T],
-) -> Callable[Concatenate[Reader, P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[Reader, P], Coroutine[object, object, T]]:
     """The same, for one step of a long search."""
 
     async def search(reader: Reader, /, *args: P.args, **named: P.kwargs) -> T:
@@ -182,10 +181,5 @@ class StoppedQueue(Reader):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

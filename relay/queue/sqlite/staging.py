@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
-from typing import Any
 
 from relay.queue.sqlite.contents import Contents
 from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError
@@ -61,7 +60,7 @@ class Staging:
             await self._remove_refused()
             raise
 
-    def _to_its_end(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+    def _to_its_end(self, work: Coroutine[object, object, None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)

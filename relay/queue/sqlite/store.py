@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from relay.mail.event import Event
 from relay.queue.engine_store import EngineStore
@@ -60,7 +60,7 @@ machine_time: Callable[[], datetime] = partial(datetime.now, UTC)
 
 def writes(
     statement: Callable[Concatenate[sqlite3.Connection, P], T],
-) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[SqliteStore, P], Coroutine[object, object, T]]:
     """A method of the store that commits what this statement does."""
 
     async def write(store: SqliteStore, /, *args: P.args, **named: P.kwargs) -> T:
