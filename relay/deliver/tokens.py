@@ -66,18 +66,17 @@ Post = Callable[[TokenRequest], Awaitable[HttpAnswer | NoAnswer]]
 class TokenClient:
     """Posts requests for tokens; the HTTPS client judges address and certificate."""
 
-    def __init__(self, https: HttpsClient, *, seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(self, https: HttpsClient) -> None:
         self._https = https
-        self._seconds = seconds
 
     async def post(self, request: TokenRequest) -> HttpAnswer | NoAnswer:
         """The answer within ten seconds, with the look-up of the server's address."""
         url = URL(request.url)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(REQUEST_SECONDS):
                 return await self._https.ask(url, _read, headers=_HEADERS, body=request.body)
         except TimeoutError:
-            return NoAnswer(f"{url.host} took longer than {self._seconds:g} s")
+            return NoAnswer(f"{url.host} took longer than {REQUEST_SECONDS:g} s")
 
 
 async def _read(answer: aiohttp.ClientResponse) -> HttpAnswer:

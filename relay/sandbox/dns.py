@@ -77,8 +77,8 @@ class DnsAnswer:
 class DnsServer:
     """A table of answers, and the two sockets that serve it. The table may change at any time."""
 
-    def __init__(self, address: str = "127.0.0.1") -> None:
-        self.address = address
+    def __init__(self) -> None:
+        self.address = "127.0.0.1"
         self.port = 0
         self.queries: Counter[tuple[str, str]] = Counter()
         """How many queries came for each name (lower case, no final dot) and type."""
@@ -117,11 +117,11 @@ class DnsServer:
         """An alias: every query for `name` gets the alias and the records of its target."""
         self.set(name, "CNAME", DnsAnswer((_absolute(target),), ttl))
 
-    def tlsa(self, name: str, *records: str, port: int = 25, ttl: int = 300) -> None:
+    def tlsa(self, name: str, *records: str, port: int = 25) -> None:
         """The TLSA records of a host: usage, selector, matching type, and data in hex (RFC 6698
         §2.2).
         """
-        self.set(f"_{port}._tcp.{name}", "TLSA", DnsAnswer(tuple(map(_tlsa, records)), ttl))
+        self.set(f"_{port}._tcp.{name}", "TLSA", DnsAnswer(tuple(map(_tlsa, records)), 300))
 
     def sign(self, *zones: str) -> None:
         """Mark all answers of these zones as authentic from now on, also negative answers."""

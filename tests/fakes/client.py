@@ -52,10 +52,10 @@ class Client:
     async def replies(self, count: int) -> list[str]:
         return [await self.reply() for _ in range(count)]
 
-    async def greet(self, *, helo: str = "EHLO client.example") -> str:
+    async def greet(self) -> str:
         """Hear the greeting, and say EHLO."""
         assert (await self.reply()).startswith("220 ")
-        return await self.say(helo)
+        return await self.say("EHLO client.example")
 
     async def begin(self, sender: str = "a@example.com", *recipients: str) -> None:
         """Greet, and name sender and recipients; all of it is accepted."""

@@ -126,9 +126,9 @@ async def claim_all(
     return entries
 
 
-async def queue_ids(view: QueueView, wanted: QueueFilter = QueueFilter()) -> list[str]:  # noqa: B008
+async def queue_ids(view: QueueView) -> list[str]:
     """The messages of the queue, or those that match."""
-    return [listed.queue_id for listed in await view.list_messages(wanted, now=NOW)]
+    return [listed.queue_id for listed in await view.list_messages(QueueFilter(), now=NOW)]
 
 
 async def some_messages(store: Store) -> None:

@@ -53,8 +53,8 @@ class Cluster:
     two: Relay
     ledger: Ledger = field(default_factory=Ledger)
 
-    def check(self, *, twice: int = 0) -> None:
-        check_both_ends([self.one, self.two], self.mx, self.ledger, twice=twice)
+    def check(self) -> None:
+        check_both_ends([self.one, self.two], self.mx, self.ledger)
 
     def is_well(self) -> bool:
         return health(self.one, "/readyz") == health(self.two, "/readyz") == 200

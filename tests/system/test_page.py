@@ -84,10 +84,10 @@ class Site:
         return Window(f"https://127.0.0.1:{self.port}", self.authority)
 
 
-def _send(relay: Relay, recipient: str, count: int, sender: str = "a@legal.example") -> None:
+def _send(relay: Relay, recipient: str, count: int) -> None:
     for _ in range(count):  # each over a connection of its own: the workers share them
         with smtplib.SMTP("127.0.0.1", relay.port, timeout=60) as client:
-            client.sendmail(sender, recipient, b"Subject: figures\r\n\r\nhello\r\n")
+            client.sendmail("a@legal.example", recipient, b"Subject: figures\r\n\r\nhello\r\n")
 
 
 def _counted(relay: Relay, *more: str) -> list[dict[str, Any]]:

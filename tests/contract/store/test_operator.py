@@ -31,12 +31,12 @@ WAIT = timedelta(minutes=5)
 ALL = QueueFilter()
 
 
-async def claimed(store: Store, *, now=NOW) -> list[str]:
-    return sorted(entry.message.queue_id for entry in await store.claim_due(now=now, limit=1000))
+async def claimed(store: Store) -> list[str]:
+    return sorted(entry.message.queue_id for entry in await store.claim_due(now=NOW, limit=1000))
 
 
-async def states(store: Store, wanted: QueueFilter = ALL) -> list[State]:
-    listed = await store.list_messages(wanted, now=NOW)
+async def states(store: Store) -> list[State]:
+    listed = await store.list_messages(ALL, now=NOW)
     return [one.state for item in listed for one in item.recipients]
 
 

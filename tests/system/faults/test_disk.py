@@ -56,7 +56,7 @@ def relay_at(directory: Path, mx: Sink, **more: Any) -> Iterator[Relay]:
         yield relay
 
 
-def flows_again(relay: Relay, mx: Sink, *, seconds: float = 10) -> None:
+def flows_again(relay: Relay, mx: Sink) -> None:
     """New mail is taken and delivered within the time, without a restart."""
 
     def one() -> bool:
@@ -65,10 +65,10 @@ def flows_again(relay: Relay, mx: Sink, *, seconds: float = 10) -> None:
         if not ledger.accepted:
             time.sleep(0.2)
             return False
-        ledger.settle(relay, mx, seconds=seconds)
+        ledger.settle(relay, mx, seconds=10)
         return True
 
-    wait_until(one, seconds=seconds, what="mail that flows again")
+    wait_until(one, seconds=10, what="mail that flows again")
     assert relay.process is not None
     assert relay.process.poll() is None
 

@@ -544,7 +544,7 @@ async def sent(rig: Rig, count: int, **fields: Any) -> list[str]:
     return ids
 
 
-async def walk(rig: Rig, first: str, link: str = "next") -> list[str]:
+async def walk(rig: Rig, first: str) -> list[str]:
     """The message ids on all pages in a direction, as a client follows the links."""
     found: list[str] = []
     url = first
@@ -554,7 +554,7 @@ async def walk(rig: Rig, first: str, link: str = "next") -> list[str]:
         if not page["items"]:
             return found
         found += [item["message"]["headers"]["message-id"] for item in page["items"]]
-        url = page["paging"][link][len(f"http://{rig.http.host}:{rig.http.port}") :]
+        url = page["paging"]["next"][len(f"http://{rig.http.host}:{rig.http.port}") :]
     raise AssertionError("the pages have no end")
 
 

@@ -69,12 +69,12 @@ class Worker:
     def learn(self, shown: Shown, *, domain: str = DOMAIN, host: str = MX1) -> None:
         self.memory.learn(domain, host, shown, VERIFIED)
 
-    async def level(self, domain: str = DOMAIN, host: str = MX1) -> Shown | None:
+    async def level(self, domain: str = DOMAIN) -> Shown | None:
         known = await self.memory.known(domain)
-        return known.hosts[host].level if known is not None and host in known.hosts else None
+        return known.hosts[MX1].level if known is not None and MX1 in known.hosts else None
 
-    async def ring(self, now: Shown = NONE, *, domain: str = DOMAIN) -> None:
-        await self.memory.ring(domain, DowngradeAlarm(VERIFIED, now, MX1, NOW), host=MX1)
+    async def ring(self, now: Shown = NONE) -> None:
+        await self.memory.ring(DOMAIN, DowngradeAlarm(VERIFIED, now, MX1, NOW), host=MX1)
 
 
 @pytest.fixture

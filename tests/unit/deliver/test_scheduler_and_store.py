@@ -122,10 +122,8 @@ async def has_events(store: SqliteStore) -> bool:
     return bool(await store.events_after(0))
 
 
-async def eventually(
-    condition: Callable[[], bool | Awaitable[bool]], *, within: float = 20
-) -> None:
-    async with asyncio.timeout(within):
+async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
         while True:
             answer = condition()
             if answer if isinstance(answer, bool) else await answer:

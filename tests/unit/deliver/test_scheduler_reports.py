@@ -120,8 +120,8 @@ async def running(
         await task
 
 
-async def reports(hosts: Hosts, count: int, *, within: float = 20) -> None:
-    async with asyncio.timeout(within):
+async def reports(hosts: Hosts, count: int) -> None:
+    async with asyncio.timeout(20):
         while len(hosts.reports) < count:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)

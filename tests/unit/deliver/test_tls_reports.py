@@ -117,12 +117,12 @@ class World:
     async def content(self, queue_id: str) -> bytes:
         return b"".join([piece async for piece in self.store.read_content(queue_id)])
 
-    async def state(self, reporter: TlsReporter, domain: str = "b.example") -> ReportState:
+    async def state(self, reporter: TlsReporter) -> ReportState:
         [found] = [
             one
             async for page in reporter.listing()
             for one in page
-            if one.sessions.domain == domain
+            if one.sessions.domain == "b.example"
         ]
         return found.state
 

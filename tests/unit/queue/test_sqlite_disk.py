@@ -193,10 +193,10 @@ async def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path)
     assert (tmp_path / "spool" / "queue.db").read_bytes() == before
 
 
-def spoil(path: Path, start: int, length: int = 4096) -> None:
+def spoil(path: Path, start: int) -> None:
     with path.open("r+b") as file:
         file.seek(start)
-        file.write(os.urandom(length))
+        file.write(os.urandom(4096))
 
 
 @pytest.mark.parametrize("start", [0, 100, 4096, 5 * 4096])

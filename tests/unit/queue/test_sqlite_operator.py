@@ -50,12 +50,12 @@ async def store(request, tmp_path: Path) -> AsyncIterator[SqliteStore]:
         yield store
 
 
-async def claimed(store: SqliteStore, *, now=NOW) -> list[str]:
-    return sorted(entry.message.queue_id for entry in await store.claim_due(now=now, limit=1000))
+async def claimed(store: SqliteStore) -> list[str]:
+    return sorted(entry.message.queue_id for entry in await store.claim_due(now=NOW, limit=1000))
 
 
-async def states(store: SqliteStore, wanted: QueueFilter = ALL) -> list[State]:
-    listed = await store.list_messages(wanted, now=NOW)
+async def states(store: SqliteStore) -> list[State]:
+    listed = await store.list_messages(ALL, now=NOW)
     return [one.state for item in listed for one in item.recipients]
 
 

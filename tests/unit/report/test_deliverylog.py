@@ -59,8 +59,8 @@ CLEAR = HopSession(
 )
 
 
-def line_of(outcome, *, after=timedelta(seconds=1), recipient=BOB):
-    entry, now = Entry(MESSAGE, (recipient,)), NOON + after
+def line_of(outcome, *, after=timedelta(seconds=1)):
+    entry, now = Entry(MESSAGE, (BOB,)), NOON + after
     settlement = settle(entry, {0: outcome}, schedule=RetrySchedule(), now=now)
     return json.loads(settled(entry, settlement.changes[0], now=now).line)
 

@@ -44,8 +44,8 @@ SESSIONS = [
 ]
 
 
-def the_document(sessions: Any = SESSIONS) -> dict[str, Any]:
-    return read_document(compressed(report_document("b.example", DAY, sessions, US)))
+def the_document() -> dict[str, Any]:
+    return read_document(compressed(report_document("b.example", DAY, SESSIONS, US)))
 
 
 def test_report_says_once_of_a_single_session() -> None:

@@ -69,8 +69,8 @@ _ROOT = issue("Root", ca=True)
 _TRUSTED = store_of([_ROOT.der])
 
 
-def _fault(*chain, now=NOW):
-    return fault_of([issued.der for issued in chain], _TRUSTED, NAME, now=now)
+def _fault(*chain):
+    return fault_of([issued.der for issued in chain], _TRUSTED, NAME, now=NOW)
 
 
 @pytest.mark.parametrize(

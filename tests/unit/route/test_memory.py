@@ -60,8 +60,8 @@ def after(*sightings: Sighting, memory: DomainMemory | None = None) -> DomainMem
     return memory
 
 
-def level(memory: DomainMemory, host: str = MX1) -> Shown:
-    return memory.hosts[host].level
+def level(memory: DomainMemory) -> Shown:
+    return memory.hosts[MX1].level
 
 
 def held(

@@ -11,10 +11,10 @@ NOW = datetime(2026, 11, 20, tzinfo=UTC)
 CLIENT, OTHER = "192.0.2.1", "192.0.2.2"
 
 
-def guess(failures: Failures, name: str, times: int, client: str = CLIENT) -> None:
+def guess(failures: Failures, name: str, times: int) -> None:
     for _ in range(times):
-        assert not failures.must_wait(client, name, NOW)
-        failures.count(client, name, NOW)
+        assert not failures.must_wait(CLIENT, name, NOW)
+        failures.count(CLIENT, name, NOW)
 
 
 def test_ten_wrong_passwords_of_a_name_are_too_many_for_this_name_at_this_client_alone() -> None:

@@ -26,9 +26,9 @@ def root_logger() -> Iterator[None]:
     root.handlers[:], root.level, logging.raiseExceptions = handlers, level, raises
 
 
-def written(*, as_json: bool = False, level: str = "info") -> tuple[ProgramLog, io.StringIO]:
+def written(*, as_json: bool = False) -> tuple[ProgramLog, io.StringIO]:
     stream = io.StringIO()
-    own_log = ProgramLog(level=level, as_json=as_json, stream=stream)
+    own_log = ProgramLog(level="info", as_json=as_json, stream=stream)
     own_log.start()
     return own_log, stream
 
