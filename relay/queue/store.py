@@ -248,7 +248,17 @@ class MessageSink(Protocol):
         """
 
 
-class DeliveryQueue(Protocol):
+class ContentReader(Protocol):
+    """Reads messages of the queue. May raise `SpoolError`."""
+
+    def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
+        """The content in pieces of at most `CHUNK_BYTES`, in order."""
+
+    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
+        """A message's header section with the empty line at its end, at most `limit_bytes`."""
+
+
+class DeliveryQueue(ContentReader, Protocol):
     """Gives out entries that are due and takes their results. May raise `SpoolError`.
 
     Where several nodes share the queue, a claim lasts as long as the lease it was made under. What
@@ -346,12 +356,6 @@ class DeliveryQueue(Protocol):
         What became pending after `pending` was read stays pending.
         """
 
-    def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
-        """The content in pieces of at most `CHUNK_BYTES`, in order."""
-
-    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
-        """A message's header section with the empty line at its end, at most `limit_bytes`."""
-
     def before_change(self, give_back: Callable[[], Awaitable[None]]) -> None:
         """Have this called before the operator changes mail: it releases claims not begun on.
 
@@ -379,7 +383,7 @@ class EventStream(Protocol):
         """
 
 
-class QueueView(EventStream, StatisticsView, TlsSessionsView, Protocol):
+class QueueView(ContentReader, EventStream, StatisticsView, TlsSessionsView, Protocol):
     """What the operator may look at, with the statistics. May raise `SpoolError`."""
 
     async def list_messages(
@@ -392,12 +396,6 @@ class QueueView(EventStream, StatisticsView, TlsSessionsView, Protocol):
 
     async def find_message(self, queue_id: str) -> QueuedItem | None:
         """All that is kept about one message, None where there is no such message."""
-
-    async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
-        """A message's header section with the empty line at its end, at most `limit_bytes`."""
-
-    def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
-        """The content in pieces of at most `CHUNK_BYTES`, in order."""
 
     async def counts(self) -> Mapping[State, int]:
         """How many recipients are in each state that is not final."""

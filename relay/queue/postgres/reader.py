@@ -101,13 +101,10 @@ class Reader(EngineReader):
             Stream(partial(self._event_bounds, node), partial(self._events_within, node))
             for node in await self.ask(events.nodes)
         ]
-        if len(streams) == 1:
-            return await streams[0].find_events(
-                wanted, after=after, limit=limit, ascending=ascending, patience=patience
-            )
         if not streams:
             return []
-        return await Streams(streams).find_events(
+        stream = streams[0] if len(streams) == 1 else Streams(streams)
+        return await stream.find_events(
             wanted, after=after, limit=limit, ascending=ascending, patience=patience
         )
 
