@@ -333,7 +333,7 @@ class Connection(SMTP):
     def _resume(self, result: ActionResult) -> None:
         self._perform(self._protocol.resume(result))
 
-    async def _run(self, work: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
+    async def _run(self, work: Coroutine[object, object, T], then: Callable[[T], None]) -> None:
         """Do the work, and send the reply at once: in this task, and not in a callback of its end,
         before which the event loop would begin the delivery of a message that is committed.
         """
