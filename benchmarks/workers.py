@@ -134,6 +134,7 @@ def _limited(pid: int, share: float) -> Iterator[None]:
     group = (old if old.is_dir() else old.parent) / f"relay-bench-{pid}"
     group.mkdir()
     quota = max(round(share * _PERIOD), 1000)
+    settings: dict[str, int | str]
     if old.is_dir():
         settings = {"cpu.cfs_period_us": _PERIOD, "cpu.cfs_quota_us": quota, "cpu.shares": 100_000}
     else:
