@@ -64,6 +64,7 @@ PUT_TOGETHER = {"config": 0, "workers": 1, "daemon": 2, "sandbox": 3, "cli": 4, 
 SHELLS = {
     "relay.mail.files",
     "relay.mail.threads",
+    "relay.queue.change_steps",
     "relay.queue.dispatch",
     "relay.queue.engine",
     "relay.queue.event_search",

@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from relay.mail.event import Event
 from relay.mail.tls_session import TlsSession
 from relay.queue.batch import Rows
+from relay.queue.change_steps import ChangeSteps, WantedStep
 from relay.queue.dispatch import Dispatch
 from relay.queue.engine_reader import EngineReader
 from relay.queue.entry import Entry
@@ -42,7 +43,6 @@ from relay.queue.verbs import VERBS, Changed
 __all__ = ["EngineStore"]
 
 _PURGE_STEP = 1000
-_CHANGE_STEP = 500
 
 Connection = TypeVar("Connection")
 Contra = TypeVar("Contra", contravariant=True)
@@ -104,6 +104,7 @@ class EngineStore(EngineReader, Generic[Connection]):
         self._inline_bytes = inline_bytes
         self._numbers = EventNumbers(node)
         self._tail = EventTail()
+        self._steps = ChangeSteps(self)
         self._dispatch = dispatch = Dispatch(limits, self)
         self.claim_due = dispatch.claim_due
         self.next_due = dispatch.next_due
@@ -281,14 +282,13 @@ class EngineStore(EngineReader, Generic[Connection]):
         """The operator's verb on the next messages that match.
 
         The reader finds them and makes their events: the writer, which mail waits for, has
-        little to do.
+        little to do. While the writer has one step, the reader finds the next.
         """
         if verb not in VERBS:
             raise SpoolError(f"there is no verb {verb!r}")
-        ids, until = await self.find_messages(wanted, now=now, after=after, limit=_CHANGE_STEP)
+        ids, until, events = await self._steps.find(WantedStep(wanted, now, event_of, after))
         if not ids:
             return ChangeStep(None)
-        events = await self.events_of(ids, event_of) if event_of is not None else {}
         meant = replace(wanted, queue_ids=frozenset(ids))
         async with self._dispatch.stopped():
             changed = set((await self._change_named(meant, verb, now, events)).recipients)

@@ -36,6 +36,7 @@ class Request:
     `on_commit` or `on_failure` runs on the event loop before the task that awaits the future goes
     on. `stored` are the events it has written. `is_given_up`: who asked was told that it failed,
     whatever comes of it.
+    `function_bytes`: about how much a function that writes many rows has written.
     """
 
     rows: Rows | None = None
@@ -45,6 +46,7 @@ class Request:
     result: Any = None
     error: BaseException | None = None
     is_given_up: bool = False
+    function_bytes: int = 0
     stored: list[StoredEvent] = field(default_factory=list)
     future: asyncio.Future[Any] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -62,8 +64,8 @@ class Request:
 
     @property
     def size_bytes(self) -> int:
-        """How much content it brings."""
-        return self.rows.size_bytes if self.rows is not None else 0
+        """How much content it brings, or how much its function has written."""
+        return self.rows.size_bytes if self.rows is not None else self.function_bytes
 
 
 def resolve(batch: list[Request], on_events: Callable[[list[StoredEvent]], None]) -> None:

@@ -188,6 +188,7 @@ class PostgresStore(Reader, EngineStore[Db]):
 
     async def close(self) -> None:
         """Finish what was begun, give every claim back and end the lease."""
+        self._steps.forget()
         self._write_mark()
         await self.writer.close()
         for task in self._tasks:

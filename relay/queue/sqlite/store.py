@@ -29,7 +29,7 @@ from relay.queue.sqlite.adopt import adopt
 from relay.queue.sqlite.api_state import SqliteApiState
 from relay.queue.sqlite.commit import Writer
 from relay.queue.sqlite.contents import Contents
-from relay.queue.sqlite.disk import DATABASE, Spool, check_quickly, open_reader
+from relay.queue.sqlite.disk import DATABASE, PAGE_BYTES, Spool, check_quickly, open_reader
 from relay.queue.sqlite.messages import count_states
 from relay.queue.sqlite.reader import Reader, asks
 from relay.queue.sqlite.schema import migrate
@@ -46,7 +46,9 @@ from relay.queue.verbs import Changed
 __all__ = ["SqliteStore"]
 
 _PURGE_STEP = 1000
-_CHANGE_STEP = 500
+_PAGES_OF_CHANGE = 2
+"""A verb writes about so many pages for a recipient: rows of a long queue have pages of their own.
+"""
 _BEFORE_ALL = -(1 << 62)
 _CHECK_LARGEST_BYTES = 64 * 1024 * 1024
 _CHECK_WITHIN = timedelta(seconds=5)
@@ -164,6 +166,7 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
 
     async def close(self) -> None:
         """Finish what was begun and release the files."""
+        self._steps.forget()
         # The reader first: the last connection to close folds the write-ahead log back.
         await super().close()
         await self.writer.close()
@@ -241,6 +244,7 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
         changed = claims.change(db, wanted, verb, now)
         theirs = [events[key] for key in changed.recipients if key in events]
         self._tables.write_events(db, request, theirs)
+        request.function_bytes = _PAGES_OF_CHANGE * PAGE_BYTES * len(changed.recipients)
         return changed
 
     async def _write(self, statement: Callable[..., T], *args: object) -> T:

@@ -135,7 +135,7 @@ async def test_queue_longer_than_a_page_is_listed_completely(
     server: ControlServer, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "PAGE", 3)
-    monkeypatch.setattr("relay.queue.engine_store._CHANGE_STEP", 3)
+    monkeypatch.setattr("relay.queue.change_steps._STEP", 3)
     names = [f"M{number}" for number in range(10)]
     for name in names:
         await store.accept(new_message(name, "b@example.net"))

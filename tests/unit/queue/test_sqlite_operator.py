@@ -73,7 +73,7 @@ async def test_operator_can_change_mail_that_waits_in_memory(tmp_path):
 
 
 async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch):
-    monkeypatch.setattr("relay.queue.engine_store._CHANGE_STEP", 7)
+    monkeypatch.setattr("relay.queue.change_steps._STEP", 7)
     monkeypatch.setattr("relay.queue.sqlite.messages._WINDOW", 11)
     for _ in range(50):
         await store.accept(new_message("a@one.example", "b@two.example"))
