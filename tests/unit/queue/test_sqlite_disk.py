@@ -405,6 +405,25 @@ async def test_the_write_ahead_log_stays_small_under_a_stream_and_goes_when_idle
                 await asyncio.sleep(0.05)
 
 
+async def test_the_write_ahead_log_stays_small_under_a_long_removal(tmp_path, monkeypatch):
+    monkeypatch.setattr(on_disk, "_LARGEST_BALLAST", 2 << 20)
+    async with opened(tmp_path / "spool", synchronous="OFF") as store:
+        for _ in range(8):
+            many = (new_message(content=b"x" * 3000) for _ in range(500))
+            await asyncio.gather(*map(store.accept, many))
+        async with asyncio.timeout(10):
+            while store.spool.wal_bytes():
+                await asyncio.sleep(0.05)
+        largest = removed = 0
+        after: str | None = ""
+        while after is not None:
+            step = await store.change(QueueFilter(), verb="remove", now=NOW, after=after)
+            largest = max(largest, store.spool.wal_bytes())
+            removed, after = removed + step.changed, step.until
+        assert removed == 4000
+        assert largest < 10 << 20
+
+
 async def test_content_is_read_in_pieces_and_holds_nothing_back(tmp_path):
     """A message half read does not keep the log from being folded back."""
     async with opened(tmp_path / "spool", synchronous="OFF") as store:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from relay.mail.event import Event
 from relay.queue.conditions import event_conditions
-from relay.queue.entry import State
+from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import events as reading
 from relay.queue.sqlite import messages
@@ -31,11 +32,13 @@ from relay.queue.store import (
 )
 from tests.fakes.queued import (
     CONTENT,
+    DELIVERED,
     NOW,
     content_of,
     event,
     new_message,
     opened,
+    settled,
     some_messages,
 )
 
@@ -81,6 +84,55 @@ async def test_a_verb_goes_through_a_long_queue_in_stretches(store, monkeypatch)
     assert await store.counts() == {State.QUEUED: 50, State.DEFERRED: 0, State.HELD: 50}
     assert await stretches(store, ALL, "remove") == [14] * 7 + [2]
     assert await states(store) == []
+
+
+async def test_verb_finds_its_next_stretch_while_one_is_written(store, monkeypatch):
+    monkeypatch.setattr("relay.queue.change_steps._STEP", 10)
+    for _ in range(25):
+        await store.accept(new_message())
+    searches: list[str] = []
+    find = store.find_messages
+
+    async def noted(wanted: QueueFilter, **named: Any) -> tuple[list[str], str | None]:
+        searches.append(named["after"])
+        return await find(wanted, **named)
+
+    monkeypatch.setattr(store, "find_messages", noted)
+    first = await store.change(ALL, verb="hold", now=NOW)
+    assert searches == ["", first.until]
+    second = await store.change(ALL, verb="hold", now=NOW, after=first.until)
+    third = await store.change(ALL, verb="hold", now=NOW, after=second.until)
+    assert [one.changed for one in (first, second, third)] == [10, 10, 5]
+    assert searches == ["", first.until, second.until]
+
+
+async def test_recipient_delivered_after_its_stretch_was_found_is_not_removed(store, monkeypatch):
+    monkeypatch.setattr("relay.queue.change_steps._STEP", 10)
+    for number in range(20):
+        await store.accept(new_message(queue_id=f"q{number:02}"))
+    first = await store.change(ALL, verb="remove", now=NOW, event_of=_told)
+    [entry] = [one for one in await store.claim_due(now=NOW, limit=100) if _id(one) == "q15"]
+    await store.record(settled(entry, DELIVERED))
+    second = await store.change(ALL, verb="remove", now=NOW, after=first.until, event_of=_told)
+    assert (first.changed, second.changed) == (10, 0)  # the others are being tried
+    assert len(await store.find_events(EventFilter())) == 10
+
+
+async def test_stretch_that_nobody_asks_for_does_not_keep_the_queue_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("relay.queue.change_steps._STEP", 1)
+    async with opened(tmp_path / "spool") as store:
+        await store.accept(new_message())
+        await store.accept(new_message())
+        assert (await store.change(ALL, verb="hold", now=NOW)).until
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "next step of a verb"]
+
+
+def _told(message: QueuedMessage, recipient: QueuedRecipient) -> Event:
+    return event("failed", message.queue_id, recipient.address)
+
+
+def _id(entry: Entry) -> str:
+    return entry.message.queue_id
 
 
 async def test_neither_a_page_nor_a_stretch_holds_many_messages_that_have_many_recipients(
