@@ -33,6 +33,7 @@ help:
 	@echo "make fuzz      a minute for each reader of octets that strangers send"
 	@echo "make bench     a Postfix beside it and the same mail through both, as root;"
 	@echo "               about ten minutes (ARGS=quick: four; ARGS=nodes: several on a PostgreSQL;"
+	@echo "               ARGS=million: a queue of a million;"
 	@echo "               ARGS=against=COMMIT: that commit of the relay beside this one;"
 	@echo "               ARGS=peers: Exim, OpenSMTPD and Haraka; ARGS=soak: an hour at half load)"
 	@echo "make mutation  break each cell of the TLS decision and see the tests fail"

@@ -7,8 +7,8 @@ each is metered (syncs, memory) and warms up; the rates and the CPU are of the o
 attached. `--smoke` runs a few messages of the cheap scenarios: it shows that everything works, and
 says nothing about speed.
 
-`against` and `peers` take the scenarios that compare the relay with Postfix. `nodes` and `soak` are
-measurements of their own (`benchmarks.nodes`, `benchmarks.soak`), without Postfix.
+`against` and `peers` take the scenarios that compare the relay with Postfix. `nodes`, `million` and
+`soak` are measurements of their own (`benchmarks.nodes` and so on), without Postfix.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def main() -> None:
             _beside_peers(wanted, words)
         case Measurement.NODES:
             _nodes(wanted)
+        case Measurement.MILLION:
+            _million(wanted)
         case Measurement.SOAK:
             _soak(wanted)
 
@@ -163,6 +165,15 @@ def _nodes(wanted: argparse.Namespace) -> None:
             until=until,
         )
     print(f"{nodes.about(load)}\n\n{nodes.table(found)}")
+
+
+def _million(wanted: argparse.Namespace) -> None:
+    """A queue of a million beside an empty one."""
+    from benchmarks import million
+
+    print(f"other programs use {_others_load():.1f} cores")
+    shrink = 500 if wanted.smoke else wanted.shrink
+    million.measure(wanted.directory, shrink=shrink)
 
 
 def _soak(wanted: argparse.Namespace) -> None:

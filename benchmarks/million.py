@@ -1,6 +1,6 @@
 """A queue of a million beside an empty one: what each costs.
 
-    python -m benchmarks.million [--messages N] [--directory D]
+`make bench ARGS=million`, or `python -m benchmarks million [--shrink N] [--directory D]`.
 
 Of the messages nine tenths are for one domain whose host is dead, and a tenth for another; all of
 them were tried and failed, and they come due over the next hour, as after a long outage. Disk, the
@@ -10,7 +10,6 @@ first page of `relay queue list`, the web pages, and the removal of one domain's
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import statistics
@@ -28,7 +27,7 @@ from typing import Any
 from argon2 import PasswordHasher
 
 from benchmarks.hops import DEAD, NextHop, next_hop
-from benchmarks.meter import memory_bytes
+from benchmarks.meter import cpu_seconds, memory_bytes
 from benchmarks.run import run
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.sides import Side, deferred_message
@@ -36,11 +35,13 @@ from relay.queue.sqlite.store import SqliteStore
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
 
-__all__: list[str] = []
+__all__ = ["measure"]
 
 _DEAD_DOMAIN, _OTHER_DOMAIN = "dead.example", "other.example"
+_MESSAGES = 1_000_000
 _AT_ONCE = 1000
 _SENT = 3000
+_SENT_AT_LEAST = 60
 _SHOWN = 40
 _ROUNDS = 3
 _HOUR = timedelta(hours=1)
@@ -59,28 +60,23 @@ _PAGES = (
 )
 
 
-def main() -> None:
-    """Fill, start, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--messages", type=int, default=1_000_000)
-    parser.add_argument(
-        "--directory", type=Path, default=Path("/var/tmp"), help="on the disk to be measured"
-    )
-    wanted = parser.parse_args()
-    scenario = replace(SCENARIOS[0], messages=_SENT)
+def measure(parent: Path, *, shrink: int = 1) -> None:
+    """Fill, start, measure, print. `parent`: a directory on the disk to be measured; `shrink`:
+    divides the numbers of messages.
+    """
+    messages = _MESSAGES // shrink
+    scenario = replace(SCENARIOS[0], messages=max(_SENT // shrink, _SENT_AT_LEAST))
     with contextlib.ExitStack() as stack:
         directory = Path(
-            stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="relay-bench-", dir=wanted.directory)
-            )
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-", dir=parent))
         )
         directory.chmod(0o755)
         hop = stack.enter_context(next_hop(directory, scenario))
         began = time.monotonic()
-        asyncio.run(_fill(directory / "full/spool", wanted.messages))
+        asyncio.run(_fill(directory / "full/spool", messages))
         _say("filled", f"{time.monotonic() - began:.0f} s, without syncs")
         octets = sum(path.stat().st_size for path in (directory / "full/spool").rglob("*"))
-        _say("disk a message", f"{octets / wanted.messages:.0f} octets")
+        _say("disk a message", f"{octets / messages:.0f} octets")
         empty = stack.enter_context(_started(directory / "empty", hop))
         full = stack.enter_context(_started(directory / "full", hop))
         rates: dict[str, list[float]] = {}
@@ -166,11 +162,13 @@ def _first_lines(relay: Relay, *filters: str) -> None:
 
 
 def _remove(relay: Relay) -> None:
-    began = time.monotonic()
+    began, cpu = time.monotonic(), cpu_seconds(relay.pid)
     answer = relay.run("queue", "remove", "--domain", _OTHER_DOMAIN, "--yes")
     took = time.monotonic() - began
     assert not answer.returncode, answer.stderr
-    _say(f"remove --domain {_OTHER_DOMAIN}", f"{took:.2f} s: {answer.stdout.strip()}")
+    cpu = cpu_seconds(relay.pid) - cpu
+    said = answer.stdout.strip()
+    _say(f"remove --domain {_OTHER_DOMAIN}", f"{took:.2f} s, {cpu:.2f} s of CPU: {said}")
 
 
 def _pages(relay: Relay) -> None:
@@ -189,7 +187,3 @@ def _pages(relay: Relay) -> None:
 
 def _say(what: str, value: str) -> None:
     print(f"{what:48} {value}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,8 @@
 against=COMMIT   the same, with that commit of the relay beside them
 quick            of either of these, only the main scenarios
 nodes            several nodes on one PostgreSQL
-minutes=N        how long it may take
+million          a queue of a million messages beside an empty one (some minutes, 2 GB of disk)
+minutes=N        how long it may take, of all but `million`
 """
 
 from __future__ import annotations
@@ -24,10 +25,17 @@ class Measurement(StrEnum):
     BEFORE = "against"
     PEERS = "peers"
     NODES = "nodes"
+    MILLION = "million"
     SOAK = "soak"
 
 
-_WITHOUT_VALUE = {"quick", Measurement.PEERS, Measurement.NODES, Measurement.SOAK}
+_WITHOUT_VALUE = {
+    "quick",
+    Measurement.PEERS,
+    Measurement.NODES,
+    Measurement.MILLION,
+    Measurement.SOAK,
+}
 _WITH_VALUE = {Measurement.BEFORE, "minutes"}
 _QUICK = {Measurement.POSTFIX, Measurement.BEFORE}
 
@@ -63,6 +71,8 @@ def read_words(words: Iterable[str]) -> Words:
         raise ValueError("against=: write the commit behind it, as in against=HEAD~10")
     if read.is_quick and read.measurement not in _QUICK:
         raise ValueError(f"quick: not together with {read.measurement}; leave one of them out")
+    if read.minutes is not None and read.measurement is Measurement.MILLION:
+        raise ValueError("minutes=: not together with million, which measures all of it")
     return read
 
 

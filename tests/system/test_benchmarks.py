@@ -46,3 +46,19 @@ def test_a_few_messages_go_through_nodes_and_are_reported() -> None:
         [row] = [line for line in done.stdout.splitlines() if line.startswith(f"| {group} |")]
         assert row.count("|") == 12
     assert "nan" not in done.stdout
+
+
+@pytest.mark.timeout(320)
+def test_a_small_queue_in_place_of_a_million_is_filled_looked_at_and_reported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "million", "--smoke"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("disk a message", "memory afterwards, full", "page /queue?all"):
+        assert f"\n{what} " in done.stdout
+    assert "remove: 200 recipients" in done.stdout

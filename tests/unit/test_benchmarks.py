@@ -26,6 +26,7 @@ from benchmarks.words import Measurement, Words, read_words
         ([], Words()),
         (["quick"], Words(is_quick=True)),
         (["nodes", "minutes=2.5"], Words(Measurement.NODES, minutes=2.5)),
+        (["million"], Words(Measurement.MILLION)),
         (["against=9c37b97"], Words(Measurement.BEFORE, commit="9c37b97")),
         (["quick", "against=HEAD~3"], Words(Measurement.BEFORE, True, "HEAD~3")),
     ],
@@ -37,12 +38,16 @@ def test_words_say_what_is_measured(words: list[str], meaning: Words) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["quik"], "quik: unknown; write one of nodes, peers, quick, soak, against=…, minutes=…"),
+        (
+            ["quik"],
+            "quik: unknown; write one of million, nodes, peers, quick, soak, against=…, minutes=…",
+        ),
         (["quick=yes"], "quick=yes: unknown"),
         (["against"], "against: unknown"),
         (["against="], "against=: write the commit behind it"),
         (["nodes", "against=HEAD"], "against=HEAD: not together with nodes"),
         (["nodes", "quick"], "quick: not together with nodes"),
+        (["million", "minutes=5"], "minutes=: not together with million"),
         (["minutes=soon"], "minutes=soon: write a number"),
         (["minutes=0"], "minutes=0: write a number"),
         (["minutes=inf"], "minutes=inf: write a number"),
