@@ -95,7 +95,8 @@ async def test_verb_finds_its_next_stretch_while_one_is_written(store, monkeypat
 
     async def noted(wanted: QueueFilter, **named: Any) -> tuple[list[str], str | None]:
         searches.append(named["after"])
-        return await find(wanted, **named)
+        found: tuple[list[str], str | None] = await find(wanted, **named)
+        return found
 
     monkeypatch.setattr(store, "find_messages", noted)
     first = await store.change(ALL, verb="hold", now=NOW)
