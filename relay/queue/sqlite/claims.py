@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
+from relay.mail.jsontext import of_json
 from relay.queue.conditions import all_of, recipient_conditions
 from relay.queue.due import latest_wish
 from relay.queue.entry import Entry, QueuedMessage, State
@@ -250,22 +251,25 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
         f"{named} AND {all_of(recipient_conditions(wanted, values))}"
         f" AND r.state IN ({states}) AND r.place NOT IN ({CLAIMED}, {LEAVING})"
     )
+    # In one row: with each row that is read the interpreter lock goes, and has to be won back.
+    found = db.execute(
+        f"SELECT json_group_array(json_array(queue_id, idx, state, {_becomes(does)}))"
+        f" FROM recipient AS r WHERE {meant}",
+        values.all,
+    ).fetchone()[0]
     changed = Changed()
-    before = db.execute(
-        f"SELECT r.state, count(*) FROM recipient r WHERE {meant} GROUP BY r.state", values.all
-    )
-    for number, count in before.fetchall():
-        changed.states[STATE_OF_NUMBER[number]] -= count
+    for queue_id, index, before, after in of_json(found):
+        changed.recipients.append((queue_id, index))
+        changed.states[STATE_OF_NUMBER[before]] -= 1
+        changed.states[STATE_OF_NUMBER[after]] += 1
     due = micros(now) if does.is_due else None
     place = ASIDE if due is None else READY
-    after = db.execute(
+    db.execute(
         f"UPDATE recipient AS r SET state = {_becomes(does)}, place = {place}, due = :due"
-        f" WHERE {meant} RETURNING queue_id, idx, state",
+        f" WHERE {meant}",
         values.all | {"due": due},
-    ).fetchall()
-    changed.recipients = [(queue_id, index) for queue_id, index, _ in after]
-    changed.states.update(STATE_OF_NUMBER[number] for *_, number in after)
-    if verb == "remove" and after:
+    )
+    if verb == "remove" and changed.recipients:
         remove_if_done(db, sorted(wanted.queue_ids))
     return changed
 

@@ -7,6 +7,7 @@ so that number has a bound, and all of them stay prepared.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -29,6 +30,8 @@ __all__ = ["AWAITED", "Tables", "remove_if_done", "unknown"]
 T = TypeVar("T")
 
 _MOST_ROWS = 32
+_MANY_ROWS = 128
+"""Where there are many rows, a statement of this size writes them until fewer are left."""
 
 AWAITED = (
     "SELECT 1 FROM recipient WHERE recipient.queue_id = owed.queue_id"
@@ -157,7 +160,10 @@ def unknown(db: sqlite3.Connection, queue_ids: Iterable[str]) -> list[str]:
 
 
 def _pieces(rows: Sequence[T]) -> Iterable[Sequence[T]]:
-    for start in range(0, len(rows), _MOST_ROWS):
+    many = len(rows) - len(rows) % _MANY_ROWS
+    for start in range(0, many, _MANY_ROWS):
+        yield rows[start : start + _MANY_ROWS]
+    for start in range(many, len(rows), _MOST_ROWS):
         yield rows[start : start + _MOST_ROWS]
 
 
@@ -183,11 +189,11 @@ def _in_statement(statement: str, count: int) -> str:
 
 
 def _for_ids(db: sqlite3.Connection, statement: str, ids: Sequence[str]) -> int:
-    """Run a statement that ends in `IN (?)` for many ids; how many rows it changed."""
-    changed = 0
-    for piece in _pieces(ids):
-        changed += db.execute(_in_statement(statement, len(piece)), piece).rowcount
-    return changed
+    """Run a statement that ends in `IN (?)` for these ids; how many rows it changed."""
+    if len(ids) > _MOST_ROWS:
+        many = statement.replace("(?)", "(SELECT value FROM json_each(?))")
+        return db.execute(many, (json.dumps(ids),)).rowcount
+    return db.execute(_in_statement(statement, len(ids)), ids).rowcount if ids else 0
 
 
 def _finish(db: sqlite3.Connection, finished: Sequence[tuple[str, int]]) -> None:
