@@ -36,6 +36,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from math import inf
 
 import dns.asyncresolver
 import dns.exception
@@ -101,6 +102,10 @@ _TRUST_KEPT = 3600.0
 """Seconds until the resolver is asked again whether it validates."""
 _TRUST_UNKNOWN = 5.0
 """The same, while it has not answered."""
+_TRUST_DOUBTED = 60.0
+"""Seconds that a resolver has for its first answer to that. Hosts whose addresses it calls
+validated are not used until then; afterwards it is one that does not validate.
+"""
 
 _PROMPT = 3.0
 _MOST_WELL = 20_000
@@ -207,6 +212,9 @@ class DnsResolver:
         if not isinstance(found, AddressAnswer) or not (found.authenticated or found.canonical):
             return found
         if not await self.validates():
+            if self._trust is not None and self._trust.is_given is None:
+                reason = "the name server has not answered whether it validates (DNSSEC)"
+                return Unanswered(reason, self._clock() + _TRUST_UNKNOWN)
             return replace(found, authenticated=False)
         if found.authenticated:
             return found
@@ -228,11 +236,11 @@ class DnsResolver:
             if self._asking_trust is None or self._asking_trust.done():
                 self._asking_trust = asyncio.create_task(self._ask_trust())
             await asyncio.shield(self._asking_trust)
-        return self._trust is not None and self._trust.is_given
+        return self._trust is not None and self._trust.is_given is True
 
     @property
     def last_validated(self) -> bool | None:
-        """The last result of `validates`; None before the first call."""
+        """The last result of `validates`; None before the first answer."""
         return None if self._trust is None else self._trust.is_given
 
     async def _is_root_validated(self) -> bool | None:
@@ -250,20 +258,19 @@ class DnsResolver:
         return trust is not None and trust.servers is servers and trust.until > self._clock()
 
     async def _ask_trust(self) -> None:
-        """Ask whether the resolver validates. Without an answer the last result stays."""
+        """Ask whether the resolver validates."""
         servers, before = self._servers.resolver(), self._trust
         trouble = not_on_this_machine(servers)
-        if not trouble:
-            is_validated = await self._is_root_validated()
-            if is_validated is None:
-                was_given = before is not None and before.servers is servers and before.is_given
-                until = self._clock() + _TRUST_UNKNOWN
-                self._trust = _Trust(servers, was_given, until, before.told if before else None)
-                return
-            trouble = "" if is_validated else "the name server does not validate (DNSSEC)"
-        self._trust = _Trust(servers, not trouble, self._clock() + _TRUST_KEPT, trouble)
-        if before is None or before.told != trouble:
-            _tell_of_trust(trouble, before)
+        is_validated = False if trouble else await self._is_root_validated()
+        if is_validated is None:
+            self._trust = _without_answer(servers, before, self._clock())
+        else:
+            if not (trouble or is_validated):
+                trouble = "the name server does not validate (DNSSEC)"
+            self._trust = _Trust(servers, is_validated, self._clock() + _TRUST_KEPT, trouble)
+        told = self._trust.told
+        if told is not None and (before is None or before.told != told):
+            _tell_of_trust(told, before)
 
     async def close(self) -> None:
         """Cancel the queries that are under way."""
@@ -393,12 +400,30 @@ class _Slots:
 
 @dataclass(frozen=True, slots=True)
 class _Trust:
-    """Whether these name servers are trusted to validate, until when, and what was logged."""
+    """Whether these name servers are trusted to validate, until when, and what was logged.
+
+    `is_given` None: they have not answered yet; `doubt_ends`: when that is taken for a no.
+    """
 
     servers: dns.asyncresolver.Resolver
-    is_given: bool
+    is_given: bool | None
     until: float
     told: str | None
+    doubt_ends: float = inf
+
+
+def _without_answer(
+    servers: dns.asyncresolver.Resolver, before: _Trust | None, now: float
+) -> _Trust:
+    """What holds after a question whether they validate that was not answered: the last result."""
+    until = now + _TRUST_UNKNOWN
+    if before is None or before.servers is not servers:
+        told = None if before is None else before.told
+        return _Trust(servers, None, until, told, doubt_ends=now + _TRUST_DOUBTED)
+    if before.is_given is None and now >= before.doubt_ends:
+        told = "the name server does not answer whether it validates (DNSSEC)"
+        return replace(before, is_given=False, until=until, told=told)
+    return replace(before, until=until)
 
 
 def _tell_of_trust(trouble: str, before: _Trust | None) -> None:

@@ -15,7 +15,7 @@ import dns.rrset
 import pytest
 import uvloop
 
-from relay.route.answers import MxAnswer, MxRecord, NoSuchName, TrustAd, Unanswered
+from relay.route.answers import AddressAnswer, MxAnswer, MxRecord, NoSuchName, TrustAd, Unanswered
 from relay.route.dns import DnsResolver
 from relay.route.name_servers import ResolverError, ResolverOptions, parse_nameserver
 from relay.sandbox.dns import DnsAnswer, DnsServer, Fault
@@ -499,6 +499,51 @@ async def test_a_resolver_that_does_not_answer_has_not_changed(server, hasty, cl
     assert await resolver.validates()
     server.fail(".", "SOA", Fault.SERVFAIL)
     clock.now += 3601
+    assert await resolver.validates()
+    await resolver.close()
+
+
+@pytest.mark.parametrize("fault", [Fault.SERVFAIL, Fault.REFUSED, Fault.DROP, Fault.GARBAGE])
+async def test_addresses_called_validated_wait_until_it_is_known_whether_the_resolver_validates(
+    server, clock, fault, caplog
+):
+    server.sign("example")
+    server.a("mx.example", "192.0.2.1", authentic=True)
+    server.a("mx.unsigned", "192.0.2.2")
+    server.fail(".", "SOA", fault)
+    options = ResolverOptions((server.nameserver,), SHORT, trust_ad=TrustAd.AUTO)
+    resolver = DnsResolver(options, clock=clock)
+    assert isinstance(await resolver.addresses("mx.example"), Unanswered)
+    assert isinstance(await resolver.addresses("mx.unsigned"), AddressAnswer)
+    clock.now += 59
+    assert isinstance(await resolver.addresses("mx.example"), Unanswered)
+    assert caplog.text == ""
+    server.sign()
+    clock.now += 6
+    found = await resolver.addresses("mx.example")
+    assert isinstance(found, AddressAnswer)
+    assert found.authenticated
+    await resolver.close()
+
+
+async def test_a_resolver_that_does_not_say_for_a_minute_that_it_validates_does_not(
+    server, clock, caplog
+):
+    server.sign("example")
+    server.a("mx.example", "192.0.2.1", authentic=True)
+    server.fail(".", "SOA", Fault.SERVFAIL)
+    resolver = DnsResolver(
+        ResolverOptions((server.nameserver,), SHORT, trust_ad=TrustAd.AUTO), clock=clock
+    )
+    assert isinstance(await resolver.addresses("mx.example"), Unanswered)
+    for _ in range(3):
+        clock.now += 61
+        found = await resolver.addresses("mx.example")
+        assert isinstance(found, AddressAnswer)
+        assert not found.authenticated
+    assert caplog.text.count("does not answer whether it validates") == 1
+    server.sign()
+    clock.now += 6
     assert await resolver.validates()
     await resolver.close()
 
