@@ -73,7 +73,7 @@ _SHORT_TURN = 5.0
 """Seconds until it is tried again while few wait."""
 _TURNS_A_SECOND = 20
 _TURNS_A_SECOND_OF_HOP = 50
-"""So many of those that wait in the queue may be asked for room in a second."""
+"""So many of those that wait in the queue may be asked for room in a second, at least."""
 
 _MOST = 10_000
 """How many destinations are remembered; beyond that, one without a connection is forgotten."""
@@ -188,6 +188,12 @@ class Destination:
     def others(self, use: Use) -> list[Use]:
         """The connections of other entries, made or begun."""
         return [one for one in self.uses.values() if one is not use]
+
+
+def _seconds_of_message(one: Destination, now: float) -> float:
+    """How long a message takes there: lately, or those under way, whichever is longer."""
+    ages = [now - use.began for use in one.uses.values()]
+    return max(one.seconds, sum(ages) / len(ages) if ages else 0.0)
 
 
 class Destinations:
@@ -394,7 +400,7 @@ class Destinations:
             return _PATIENCE
         is_limited = self.limits.limits(hop)
         longest = _LONGEST_TURN_OF_HOP if is_limited else _LONGEST_TURN
-        a_second = _TURNS_A_SECOND_OF_HOP if is_limited else _TURNS_A_SECOND
+        a_second = _TURNS_A_SECOND_OF_HOP if is_limited else self._turns_a_second(one, now)
         turn = (_PATIENCE + one.later.count(now) * self._apart(one, hop, now)) / 2
         turn = min(turn, max(self._later.count(now) / a_second, _SHORT_TURN))
         turn = min(max(turn, one.suspended_until - now), longest)
@@ -414,10 +420,18 @@ class Destinations:
         most = self.limits.most(hop) if hop is not None else None
         return window if most is None else max(min(window, most), 1)
 
+    def _turns_a_second(self, one: Destination, now: float) -> float:
+        """How many of those that wait in the queue may be asked for room in a second. A destination
+        that has turned none away soon has all its connections, and must not idle then.
+        """
+        seconds = _seconds_of_message(one, now)
+        if one.is_narrowed or one.silences or not seconds:
+            return _TURNS_A_SECOND
+        return max(self._most_at(one) / seconds, _TURNS_A_SECOND)
+
     def _apart(self, one: Destination, hop: NextHop | None, now: float) -> float:
         """Seconds between two messages, from the recent and the current ones, and from the rate."""
-        ages = [now - use.began for use in one.uses.values()]
-        seconds = max(one.seconds, sum(ages) / len(ages) if ages else 0.0)
+        seconds = _seconds_of_message(one, now)
         spacing = self.limits.spacing(hop) if hop is not None else None
         by_rate = spacing.interval if spacing is not None else 0.0
         return max(seconds / self._at_once(one, hop), by_rate, 0.001)

@@ -19,11 +19,11 @@ SILENCE = Deferred("4.4.1", Code.NO_CONNECTION, "", "mx.example [192.0.2.1]: tim
 class World:
     """Destinations, and a clock that the test moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 20) -> None:
         self.now = 1000.0
         self.count = 0
         self.known = Destinations(
-            20, RetrySchedule(waits=(timedelta(minutes=5),)), clock=lambda: self.now
+            most, RetrySchedule(waits=(timedelta(minutes=5),)), clock=lambda: self.now
         )
 
     def begin(self, *, is_connected: bool = False) -> Use | None:
@@ -182,6 +182,17 @@ def test_entries_turned_away_return_one_after_the_other_within_two_minutes(world
     assert turns[100] <= 5, "a host that becomes faster does not idle for long"
     assert turns[199] == pytest.approx(10, abs=1)
     assert max(world.known.next_turn(HOST) for _ in range(3000)) == 120
+
+
+def test_entries_return_as_fast_as_all_connections_of_a_slow_host_take_them():
+    """It has got five, and would have four hundred before the last of them returned."""
+    world = World(most=1000)
+    world.serve(3, seconds=1.2)
+    world.uses(5)
+    turns = [world.known.next_turn(HOST) for _ in range(3000)]
+    assert max(turns) == pytest.approx(5)
+    world.known.turned_away(world.uses(1)[0], kept=0)
+    assert max(world.known.next_turn(HOST) for _ in range(3000)) == 120, "it has enough of them"
 
 
 def test_entries_for_many_destinations_return_less_often(world):
