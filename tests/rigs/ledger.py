@@ -16,6 +16,7 @@ import itertools
 import json
 import smtplib
 import threading
+import time
 import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from functools import partial
 from typing import Any
 
 from relay.admin.client import NotRunning
+from tests.fakes.waiting import patient
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay
 from tests.rigs.sink import Sink
@@ -221,9 +223,20 @@ def made_good(relay: Relay, ledger: Ledger, mx: Sink, *, in_flight: int = 20) ->
     ledger.settle(relay, mx)
     wait_until(lambda: listed(relay) == [], what="an empty queue")
     assert ledger.duplicates(mx) <= in_flight
+    wait_for_log(relay)
     assert len({event["queue-id"] for event in relay.events(event="delivered")}) >= len(
         ledger.accepted
     )
+
+
+def wait_for_log(relay: Relay) -> None:
+    """Wait until the delivery log has the lines of what is committed: they follow it at once, so
+    there are none to come when none has come for a moment.
+    """
+    path, before = relay.directory / "log/delivery.log", -1
+    while (size := path.stat().st_size) != before:
+        before = size
+        time.sleep(patient(0.3))
 
 
 def listed(relay: Relay, *filters: str) -> list[dict[str, Any]]:
@@ -261,6 +274,7 @@ def check_log(relay: Relay) -> int:
 
     Returns how many have ended.
     """
+    wait_for_log(relay)
     ends: dict[tuple[str, str], set[str]] = defaultdict(set)
     names: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for event in relay.events():
