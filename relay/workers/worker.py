@@ -88,10 +88,15 @@ class Worker:
 
 
 def _ended(loop: asyncio.AbstractEventLoop, line: socket.socket, drain: Callable[[], None]) -> None:
-    with contextlib.suppress(BlockingIOError):
-        if not line.recv(16):
-            loop.remove_reader(line)
-            drain()
+    try:
+        if line.recv(16):
+            return
+    except BlockingIOError:
+        return
+    except OSError:
+        pass  # a supervisor was killed that had not read our last words
+    loop.remove_reader(line)
+    drain()
 
 
 ALONE = Worker()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
 
@@ -181,7 +182,7 @@ def test_relay_stays_small_and_responsive_under_a_flood_of_content(relay: Relay,
         heard = flood(relay, *FLOODS[name])
     watch.told(f"{FLOODS[name][0]} clients, {name}")
     assert not watch.failures
-    assert max(watch.latencies) < SLOWEST_SECONDS
+    assert max(watch.latencies) < patient(SLOWEST_SECONDS)
     assert watch.growth_mib < 128
     if name.startswith("no line end"):
         # The header section is too large, or all of it is; whoever goes on is cut off.
@@ -297,7 +298,7 @@ def test_clients_that_hold_on_to_their_connections_are_ended_and_the_others_serv
     watch.told(f"{count} connections that hold on")
     assert left == []
     assert not watch.failures
-    assert max(watch.latencies) < SLOWEST_SECONDS
+    assert max(watch.latencies) < patient(SLOWEST_SECONDS)
     assert watch.growth_mib < 128
     wait_until(
         lambda: watch.files() <= watch.idle_files + 2, what="the files of those who were ended"

@@ -1,0 +1,24 @@
+"""The line between a worker and its supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from relay.workers.worker import Worker
+
+
+@pytest.mark.parametrize("has_unread", [False, True])
+async def test_worker_drains_when_its_supervisor_is_gone(has_unread: bool) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    over = asyncio.Event()
+    with ours, theirs:
+        Worker(line=ours).watch_line(over.set)
+        if has_unread:  # the kernel tells of that as a reset
+            ours.send(b"well")
+        theirs.close()
+        async with asyncio.timeout(5):
+            await over.wait()
