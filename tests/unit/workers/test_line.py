@@ -6,12 +6,12 @@ import asyncio
 import socket
 
 import pytest
+import uvloop
 
 from relay.workers.worker import Worker
 
 
-@pytest.mark.parametrize("has_unread", [False, True])
-async def test_worker_drains_when_its_supervisor_is_gone(has_unread: bool) -> None:
+async def _is_told(*, has_unread: bool) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     over = asyncio.Event()
@@ -22,3 +22,9 @@ async def test_worker_drains_when_its_supervisor_is_gone(has_unread: bool) -> No
         theirs.close()
         async with asyncio.timeout(5):
             await over.wait()
+
+
+@pytest.mark.parametrize("has_unread", [False, True])
+def test_worker_drains_when_its_supervisor_is_gone(has_unread: bool) -> None:
+    """On the loop that the relay has: asyncio's own asks again after the reset."""
+    uvloop.run(_is_told(has_unread=has_unread))
