@@ -72,8 +72,9 @@ _LONGEST_TURN_OF_HOP = 900.0
 _SHORT_TURN = 5.0
 """Seconds until it is tried again while few wait."""
 _TURNS_A_SECOND = 20
+"""At least so many of those that wait in the queue may be asked for room in a second."""
 _TURNS_A_SECOND_OF_HOP = 50
-"""So many of those that wait in the queue may be asked for room in a second, at least."""
+"""The most, where the operator's limit is why."""
 
 _MOST = 10_000
 """How many destinations are remembered; beyond that, one without a connection is forgotten."""
