@@ -102,10 +102,7 @@ def _beside_postfix(wanted: argparse.Namespace, words: Words) -> None:
 
 def _beside_older(wanted: argparse.Namespace, words: Words) -> None:
     """The relay of another commit, this one, and Postfix."""
-    with (
-        _directory(wanted.directory) as directory,
-        before.code_of(words.commit, directory) as code,
-    ):
+    with _directory(wanted.directory) as directory, before.code_of(words.commit, directory) as code:
         start = functools.partial(before.start_both, code=code)
         results, loads = _all_scenarios(wanted, words, start)
     print(f"{report.about(results, loads)}\n\n{before.tables(results)}")

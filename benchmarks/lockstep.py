@@ -24,11 +24,7 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
-_COMMANDS = (
-    b"MAIL FROM:<a@client.example>\r\n",
-    b"RCPT TO:<b@d0.example>\r\n",
-    b"DATA\r\n",
-)
+_COMMANDS = (b"MAIL FROM:<a@client.example>\r\n", b"RCPT TO:<b@d0.example>\r\n", b"DATA\r\n")
 _LINE = b"X" * 78 + b"\r\n"
 _PATIENCE = 300.0
 

@@ -240,11 +240,6 @@ def deferred_message(domain: str, *, due: datetime) -> NewMessage:
         new_queue_id(now), "a@client.example", now, len(content), MessageSummary()
     )
     recipient = QueuedRecipient(
-        0,
-        f"b@{domain}",
-        domain,
-        settings,
-        state=State.DEFERRED,
-        next_attempt=due,
+        0, f"b@{domain}", domain, settings, state=State.DEFERRED, next_attempt=due
     )
     return NewMessage(message, (recipient,), content)

@@ -40,16 +40,7 @@ _WAITING = (State.QUEUED, State.DEFERRED, State.HELD)
 
 _QUEUE_FILTERS = frozenset({"ids", "domain", "sender", "older-than", "state"})
 _EVENT_FILTERS = frozenset(
-    {
-        "since",
-        "until",
-        "events",
-        "recipient",
-        "recipient-domain",
-        "sender",
-        "sender-domain",
-        "id",
-    }
+    {"since", "until", "events", "recipient", "recipient-domain", "sender", "sender-domain", "id"}
 )
 _COUNT_FILTERS = frozenset({"since", "until", "sender-domain", "recipient-domain"})
 

@@ -81,12 +81,7 @@ def sending_domain(text: str, allowed: Sequence[str] = (), *, named: bool = Fals
 
 
 def read_send_request(
-    form: Form,
-    *,
-    domain: str,
-    now: datetime,
-    max_recipients: int,
-    sender: str | None = None,
+    form: Form, *, domain: str, now: datetime, max_recipients: int, sender: str | None = None
 ) -> SendRequest:
     """Envelope and options of a form. `sender`: the From address of a form without `from`."""
     named = [value for value in form.all("from") if value.strip()] or ([sender] if sender else [])

@@ -71,9 +71,7 @@ MADE_ALREADY = frozenset({"from", "to", "cc", "bcc", "subject"})
 
 FILES = frozenset({"attachment", "inline"})
 
-_ONCE = frozenset(
-    {"subject", "text", "html", "amp-html", "o:deliverytime", "o:deliver-within"},
-)
+_ONCE = frozenset({"subject", "text", "html", "amp-html", "o:deliverytime", "o:deliver-within"})
 _OF_A_LIST = re.compile(r"([^\[\]]+)\[[0-9]*\]")
 _KEEPS_CASE = ("h:", "v:")
 

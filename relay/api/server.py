@@ -170,11 +170,7 @@ async def start_http(
         **PROTOCOL_OPTIONS,
     }
     entrance = Entrance(
-        runner.server,
-        most=connections,
-        context=context,
-        options=options,
-        clock=api.operator.clock,
+        runner.server, most=connections, context=context, options=options, clock=api.operator.clock
     )
     try:
         bound = await entrance.open(address)

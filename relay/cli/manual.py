@@ -38,10 +38,7 @@ def man_page() -> str:
         if isinstance(context.command, click.Group):
             continue
         lines += [f".SS {_escaped(_name(context))}", *_command(context)]
-    lines += [
-        ".SH SEE ALSO",
-        ".BR relay.yaml (5)",
-    ]
+    lines += [".SH SEE ALSO", ".BR relay.yaml (5)"]
     return "\n".join(lines) + "\n"
 
 

@@ -76,12 +76,7 @@ def list_(ctx: click.Context, /, domain: str | None, as_json: bool, **filters: A
 @config_option
 @click.pass_context
 def forget(
-    ctx: click.Context,
-    /,
-    domains: tuple[str, ...],
-    everything: bool,
-    dry_run: bool,
-    **filters: Any,
+    ctx: click.Context, /, domains: tuple[str, ...], everything: bool, dry_run: bool, **filters: Any
 ) -> None:
     """Forget what hosts have shown: all hosts of a domain, or those that a filter means.
 

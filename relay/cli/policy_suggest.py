@@ -69,11 +69,7 @@ def suggest(ctx: click.Context, /, messages: int, least_age: timedelta, as_json:
     is no suggestion, and why. Also works while no relay is running.
     """
     config = load_config(config_file(ctx))
-    request = {
-        "verb": "memory-suggest",
-        "messages": messages,
-        "seconds": least_age.total_seconds(),
-    }
+    request = {"verb": "memory-suggest", "messages": messages, "seconds": least_age.total_seconds()}
     found = [line["item"] for line in answers(config, request) if "item" in line]
     rules = config.policy.destinations
     suggestions = [one for one in found if "rule" in one and not _has_rule(one["domain"], rules)]

@@ -211,10 +211,7 @@ def _open_relay(
     )
 
 
-_PUBLIC: Sequence[IPNetwork] = (
-    ipaddress.ip_network("0.0.0.0/0"),
-    ipaddress.ip_network("2000::/3"),
-)
+_PUBLIC: Sequence[IPNetwork] = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("2000::/3"))
 """Where public addresses are; of IPv6 what is given out (RFC 4291 §2.4)."""
 
 _OPEN_RELAY = 1 / 16

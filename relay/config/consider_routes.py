@@ -23,15 +23,7 @@ from relay.receive.spec import ListenerAuth
 from relay.route.addresses import Address, parse_address, parse_address_literal
 from relay.route.family import why_unusable
 from relay.route.mx import hop_host_names
-from relay.route.next_hop import (
-    NO_CHAIN,
-    Auth,
-    AuthMechanism,
-    Grant,
-    NextHop,
-    TlsMode,
-    TokenSource,
-)
+from relay.route.next_hop import NO_CHAIN, Auth, AuthMechanism, Grant, NextHop, TlsMode, TokenSource
 from relay.route.secret_files import SecretFileError, place_of, read_text, shown_path
 
 __all__ = ["consider_routes"]

@@ -52,11 +52,7 @@ def _of(shape: Shape, default: Any = None) -> JsonDocument:
             return _of_section(shape, default if isinstance(default, dict) else {})
         case Names():
             names = {"propertyNames": {"pattern": _whole(shape.form)}} if shape.form else {}
-            return {
-                "type": ["object", "null"],
-                "additionalProperties": _of(shape.value),
-                **names,
-            }
+            return {"type": ["object", "null"], "additionalProperties": _of(shape.value), **names}
         case Items():
             return _of_items(shape) | _default(default)
         case NameOr(name, section, key):

@@ -198,11 +198,7 @@ class Parts:
 
     def _make_floors(self) -> Floors:
         return Floors(
-            self.resolver,
-            self.policies,
-            self.rules,
-            seconds=_FLOOR_SECONDS,
-            memory=self.memory,
+            self.resolver, self.policies, self.rules, seconds=_FLOOR_SECONDS, memory=self.memory
         )
 
     def _make_destinations(self) -> Destinations:

@@ -131,12 +131,7 @@ async def explain(
 
 
 async def floors_of(
-    floors: Floors,
-    domain: str,
-    route: Hosts,
-    *,
-    patience: timedelta,
-    waiving: str | None = None,
+    floors: Floors, domain: str, route: Hosts, *, patience: timedelta, waiving: str | None = None
 ) -> tuple[DomainFloor, list[HostUnderFloor]]:
     """What a recipient domain asks of its mail, and of each of its hosts in the order of the route.
     Each host of a next hop is asked for what it publishes itself; first that of the first host.

@@ -295,12 +295,7 @@ class Attempt:
         return tally.outcomes()
 
     async def _try_host(
-        self,
-        conditions: Conditions,
-        job: Job,
-        tally: Tally,
-        use: Use,
-        turn: HostTurn | None = None,
+        self, conditions: Conditions, job: Job, tally: Tally, use: Use, turn: HostTurn | None = None
     ) -> HostResult:
         """Offer one host what is still to be delivered. `turn`: of a host of a next hop."""
         key = pool_key(conditions.host, conditions.needed)

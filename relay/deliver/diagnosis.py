@@ -25,15 +25,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from relay.mail.outcome import (
-    Bounced,
-    Code,
-    Deferred,
-    Delivered,
-    HopPolicy,
-    HopSession,
-    Outcome,
-)
+from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopPolicy, HopSession, Outcome
 from relay.mail.record import record
 from relay.mail.reply import Reply, parse_reply
 from relay.route.next_hop import Host

@@ -154,11 +154,7 @@ class HopLimits:
     """
 
     def __init__(
-        self,
-        table: Table | None = None,
-        *,
-        clock: Callable[[], float],
-        part: Part = all_of_it,
+        self, table: Table | None = None, *, clock: Callable[[], float], part: Part = all_of_it
     ) -> None:
         self._table: Table = table or OwnTable()
         self._clock = clock

@@ -20,14 +20,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import groupby
 
-from relay.deliver.destinations import (
-    Destinations,
-    Holder,
-    NotNow,
-    Use,
-    speaks_of_load,
-    turns_away,
-)
+from relay.deliver.destinations import Destinations, Holder, NotNow, Use, speaks_of_load, turns_away
 from relay.deliver.diagnosis import NO_REQUIRETLS, Answer, Stage
 from relay.deliver.host_health import FIRST_REST, Cause, Trial
 from relay.deliver.negotiate import Failed, Unmet

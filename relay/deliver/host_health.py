@@ -80,10 +80,7 @@ class Trial:
 def _scopes(host: Host, proof: Proof) -> tuple[_Scope, ...]:
     where = host.name, host.port
     hop, appearance = (host.hop.name, host.hop.appearance) if host.hop is not None else ("", "")
-    tls = {
-        Proof.NOTHING: (),
-        Proof.ENCRYPTED: (Proof.ENCRYPTED,),
-    }.get(proof, (Proof.ENCRYPTED, proof))
+    tls = dict.fromkeys((Proof.ENCRYPTED, proof)) if proof is not Proof.NOTHING else ()
     return (
         (*where, Cause.UNREACHABLE, appearance, Proof.NOTHING),
         *((*where, Cause.TLS, hop, each) for each in tls),

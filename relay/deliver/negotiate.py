@@ -19,13 +19,7 @@ from relay.deliver.options import Timeouts
 from relay.deliver.pool import pool_key
 from relay.deliver.tls import Handshake, HopFilesError, TlsContexts
 from relay.mail.memory import Shown
-from relay.mail.outcome import (
-    CertificateFacts,
-    Downgrade,
-    HopPolicy,
-    HopSession,
-    PolicyResult,
-)
+from relay.mail.outcome import CertificateFacts, Downgrade, HopPolicy, HopSession, PolicyResult
 from relay.mail.record import record
 from relay.mail.reply import Reply
 from relay.route.next_hop import Credentials, Host, TlsMode
@@ -137,12 +131,7 @@ async def reach(
 
 
 async def _walk(
-    host: Host,
-    needed: Requirement,
-    leg: _Leg,
-    using: SessionOptions,
-    seen: Seen,
-    opened: Opened,
+    host: Host, needed: Requirement, leg: _Leg, using: SessionOptions, seen: Seen, opened: Opened
 ) -> Connection | Unmet | Failed | _Leg:
     """One connection: the session, the end of it, or the next connection to make to this host."""
     before = leg.downgrade.error if leg.downgrade else ""
@@ -206,11 +195,7 @@ async def _try_tls(connection: Connection, handshake: Handshake, seen: Seen) -> 
 
 
 async def _next(
-    connection: Connection,
-    result: TlsResult,
-    needed: Requirement,
-    leg: _Leg,
-    logins: Logins | None,
+    connection: Connection, result: TlsResult, needed: Requirement, leg: _Leg, logins: Logins | None
 ) -> Connection | Unmet | _Leg:
     """Do what the table of TLS rules says for this result."""
     assert leg.needed is not None

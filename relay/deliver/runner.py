@@ -33,10 +33,7 @@ class Attempts(Protocol):
     """
 
     async def run(
-        self,
-        entry: Entry,
-        content: Callable[[], AsyncIterator[bytes]],
-        sessions: list[TlsSession],
+        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]], sessions: list[TlsSession]
     ) -> Mapping[int, Outcome]: ...
 
 
@@ -105,10 +102,7 @@ def reconsidered(entry: Entry, rules: PolicyRules) -> Entry:
     stricter: dict[TlsSettings, TlsSettings] = {}
     for settings in {recipient.settings for recipient in entry.recipients}:
         now = reconsider(
-            settings,
-            rules,
-            reverse_path=entry.message.reverse_path,
-            recipient_domain=entry.domain,
+            settings, rules, reverse_path=entry.message.reverse_path, recipient_domain=entry.domain
         )
         if now is not settings:
             stricter[settings] = now

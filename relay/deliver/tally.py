@@ -15,23 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from relay.deliver.diagnosis import (
-    NO_REQUIRETLS,
-    NO_SECURE_WAY,
-    for_good,
-    for_now,
-    host_line,
-)
+from relay.deliver.diagnosis import NO_REQUIRETLS, NO_SECURE_WAY, for_good, for_now, host_line
 from relay.deliver.sessions import SessionLog
-from relay.mail.outcome import (
-    Bounced,
-    Code,
-    Deferred,
-    Outcome,
-    PolicyResult,
-    PolicyType,
-    Routing,
-)
+from relay.mail.outcome import Bounced, Code, Deferred, Outcome, PolicyResult, PolicyType, Routing
 from relay.mail.record import replace
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host

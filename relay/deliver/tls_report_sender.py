@@ -123,13 +123,7 @@ class TlsReportSender:
         return (), f"{tlsrpt_name(domain)}: {found.reason}"
 
     async def _send_to(
-        self,
-        day: date,
-        domain: str,
-        document: JsonDocument,
-        target: ReportTarget,
-        *,
-        is_last: bool,
+        self, day: date, domain: str, document: JsonDocument, target: ReportTarget, *, is_last: bool
     ) -> NoAnswer | None:
         """Send a report to one target, if nobody has; why that failed, None where it did not."""
         if target.uri in await self._reports.finished_tls_reports(day, domain):
@@ -230,11 +224,7 @@ def _report_message(
         rules, reverse_path=submitter.sender, recipient_domain=to_domain, wishes=wishes
     )
     recipient = QueuedRecipient(
-        index=0,
-        address=to,
-        domain=to_domain,
-        settings=settings,
-        notify=frozenset({Notify.NEVER}),
+        index=0, address=to, domain=to_domain, settings=settings, notify=frozenset({Notify.NEVER})
     )
     events = (deliverylog.accepted(message, (recipient,)),)
     return NewMessage(message, (recipient,), content, events=events)

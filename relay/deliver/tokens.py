@@ -26,13 +26,7 @@ from yarl import URL
 from relay.deliver.https import HttpsClient, NoAnswer
 from relay.route.credentials import CredentialsError, HeldToken
 from relay.route.next_hop import Grant, TokenSource
-from relay.route.oauth2 import (
-    HttpAnswer,
-    TokenRequest,
-    TokenSecrets,
-    read_answer,
-    token_request,
-)
+from relay.route.oauth2 import HttpAnswer, TokenRequest, TokenSecrets, read_answer, token_request
 from relay.route.secret_files import (
     SecretFileError,
     Stamp,

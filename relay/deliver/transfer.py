@@ -50,10 +50,7 @@ class Transfer:
         self._needs_rset = False
 
     async def send(
-        self,
-        transaction: TransactionCommands,
-        content: Content,
-        may_go_on: Callable[[], bool],
+        self, transaction: TransactionCommands, content: Content, may_go_on: Callable[[], bool]
     ) -> dict[int, Answer]:
         """Send one message. Returns the host's last answer for each recipient.
 

@@ -259,9 +259,7 @@ def lines_like_fields(lines: bytes) -> Iterator[LineLikeField]:
         if more and match[1][-1].isalpha():
             continue  # the name has more letters, so it is another name
         yield LineLikeField(
-            number,
-            value.encode() if value is not None and not more else None,
-            _meant(match[1]),
+            number, value.encode() if value is not None and not more else None, _meant(match[1])
         )
 
 

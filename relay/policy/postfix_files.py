@@ -42,7 +42,7 @@ _IN_BRACKETS = r"\[[^\[\]\s]+\](?::\w+)?"
 _PLAIN = r"[\w-]+(?:\.[\w-]+)+(?::(?:\d+|smtps?|submissions?))?|[\w-]+:(?:25|465|587)"
 _RELAYHOST = re.compile(rf"{_IN_BRACKETS}(?:[,\s]+{_IN_BRACKETS})*|{_PLAIN}|DUNNO", re.IGNORECASE)
 _TRANSPORT = re.compile(
-    rf"(?:smtp|relay|lmtp|local|virtual|uucp|error|retry|discard):.*|[\w-]*:{_IN_BRACKETS}|:|\w+:",
+    rf"(?:smtp|relay|lmtp|local|virtual|uucp|error|retry|discard):.*|[\w-]*:{_IN_BRACKETS}|:|\w+:"
 )
 _LEVELS = frozenset(map(str, PostfixLevel))
 _COLON_FIRST = re.compile(r"(?:^|[\s,])[^\s=:,\[\]]+:")

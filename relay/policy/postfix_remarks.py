@@ -7,12 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from relay.policy.postfix_table import (
-    VERSIONS,
-    PostfixLevel,
-    PostfixPolicy,
-    allowed_versions,
-)
+from relay.policy.postfix_table import VERSIONS, PostfixLevel, PostfixPolicy, allowed_versions
 
 __all__ = [
     "NEVER_USED",

@@ -12,13 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = [
-    "DestinationPart",
-    "DestinationTally",
-    "LastResult",
-    "QueuedDestination",
-    "last_result",
-]
+__all__ = ["DestinationPart", "DestinationTally", "LastResult", "QueuedDestination", "last_result"]
 
 
 LastResult = tuple[int, int, str, str, str]

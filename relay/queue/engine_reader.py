@@ -11,13 +11,7 @@ from datetime import datetime
 
 from relay.mail.event import Event
 from relay.queue.header import header_section
-from relay.queue.store import (
-    CHUNK_BYTES,
-    EventOfChange,
-    ListedMessage,
-    QueueFilter,
-    more_follows,
-)
+from relay.queue.store import CHUNK_BYTES, EventOfChange, ListedMessage, QueueFilter, more_follows
 
 __all__ = ["EngineReader"]
 

@@ -290,9 +290,7 @@ def check_rows(message: MovedMessage) -> None:
         raise BadRow("it has no recipient")
 
 
-def part_damaged(
-    messages: Iterable[MovedMessage],
-) -> tuple[list[MovedMessage], dict[str, str]]:
+def part_damaged(messages: Iterable[MovedMessage]) -> tuple[list[MovedMessage], dict[str, str]]:
     """The messages whose rows can be read, and of each other, by queue id, why not."""
     whole: list[MovedMessage] = []
     damaged: dict[str, str] = {}

@@ -63,10 +63,7 @@ _ADVICE = (  # the first whose pattern matches the status is taken (RFC 3463 §3
         r".\.3\.4",
         "The message is too large for the recipient's mail host. Send it in smaller parts.",
     ),
-    (
-        r".\.2\.",
-        "The mailbox accepts no mail at the moment. Reach the recipient some other way.",
-    ),
+    (r".\.2\.", "The mailbox accepts no mail at the moment. Reach the recipient some other way."),
     (
         r".\.7\.",
         "The recipient's mail host refused it by a rule of its own. Its answer may say which; its "

@@ -119,11 +119,7 @@ def _names(leaf: x509.Certificate) -> list[str]:
 
 
 def is_issued(
-    leaf: x509.Certificate,
-    others: list[x509.Certificate],
-    anchors: Store,
-    name: str,
-    now: datetime,
+    leaf: x509.Certificate, others: list[x509.Certificate], anchors: Store, name: str, now: datetime
 ) -> bool:
     """Whether a certificate is valid now, for the name, with a chain to one of the anchors."""
     try:

@@ -11,14 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from relay.mail.outcome import (
-    NO_POLICY,
-    HopPolicy,
-    PolicyMode,
-    PolicyResult,
-    PolicyType,
-    Waived,
-)
+from relay.mail.outcome import NO_POLICY, HopPolicy, PolicyMode, PolicyResult, PolicyType, Waived
 from relay.mail.tls_session import JudgedBy
 from relay.route.mta_sts import PolicyError, StsMode, matches
 

@@ -183,10 +183,7 @@ def learned(
     hosts[seen.host] = _host_after(hosts.get(seen.host), seen)
     if len(hosts) > MOST_HOSTS:
         del hosts[
-            min(
-                (name for name in hosts if name != seen.host),
-                key=lambda n: _removal(hosts[n]),
-            )
+            min((name for name in hosts if name != seen.host), key=lambda n: _removal(hosts[n]))
         ]
     alarms = tuple(
         _alarm_after(alarm, seen) for alarm in memory.alarms if _is_kept(alarm, hosts, now)

@@ -40,14 +40,7 @@ from relay.queue.location import QueueLocation
 from relay.queue.policies import StoredPolicy
 from relay.route.local_address import is_local_address
 from relay.sandbox.certificates import Authority
-from relay.sandbox.demo_rules import (
-    HOSTS,
-    SETTINGS,
-    WAYS,
-    Cell,
-    Published,
-    Result,
-)
+from relay.sandbox.demo_rules import HOSTS, SETTINGS, WAYS, Cell, Published, Result
 from relay.sandbox.dns import DnsServer
 from relay.sandbox.mx import MxServer
 from relay.workers.systemd import Systemd

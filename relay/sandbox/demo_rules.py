@@ -63,9 +63,7 @@ HOSTS: Mapping[str, DemoHost] = {
         Script(certificate=Kind.WRONG_NAME),
     ),
     "expired": DemoHost(
-        "TLS, with an expired certificate",
-        _WITHOUT_VERIFIED_TLS,
-        Script(certificate=Kind.EXPIRED),
+        "TLS, with an expired certificate", _WITHOUT_VERIFIED_TLS, Script(certificate=Kind.EXPIRED)
     ),
     "no-starttls": DemoHost(
         "no TLS",

@@ -30,12 +30,7 @@ from datetime import datetime
 from enum import Enum
 from weakref import WeakValueDictionary
 
-from argon2 import (
-    DEFAULT_MEMORY_COST,
-    DEFAULT_PARALLELISM,
-    DEFAULT_TIME_COST,
-    PasswordHasher,
-)
+from argon2 import DEFAULT_MEMORY_COST, DEFAULT_PARALLELISM, DEFAULT_TIME_COST, PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
 from relay.mail.newest import keep_newest

@@ -16,13 +16,7 @@ from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
 from relay.queue.event_search import Streams
 from relay.queue.nodes import Node
-from relay.queue.statistics import (
-    CountedException,
-    CountedMail,
-    CountFilter,
-    HourlyCount,
-    added_up,
-)
+from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount, added_up
 from relay.queue.store import (
     CHUNK_BYTES,
     ListedMessage,

@@ -20,13 +20,7 @@ from datetime import datetime
 from relay.admin.operator import Deliveries, RunningRelay
 from relay.admin.requests import RequestError, queue_request
 from relay.mail.jsontext import JsonDocument
-from relay.queue.store import (
-    ChangeStep,
-    EventOfChange,
-    QueueControl,
-    QueueFilter,
-    SpoolError,
-)
+from relay.queue.store import ChangeStep, EventOfChange, QueueControl, QueueFilter, SpoolError
 from relay.report.merged import merged
 from relay.workers.other_worker import OtherWorker
 

@@ -56,12 +56,7 @@ class MemoryQueue(MemoryStore):
         )
         queued = (
             QueuedRecipient(
-                n,
-                address,
-                domain_of(address),
-                settings,
-                notify=frozenset(notify),
-                next_attempt=due,
+                n, address, domain_of(address), settings, notify=frozenset(notify), next_attempt=due
             )
             for n, address in enumerate(recipients)
         )
@@ -106,11 +101,7 @@ class MemoryQueue(MemoryStore):
         self._fail("claim_due")
         self.claims += 1
         taken = await super().claim_due(
-            now=now,
-            limit=limit,
-            skip=skip,
-            only=only,
-            with_new=with_new,
+            now=now, limit=limit, skip=skip, only=only, with_new=with_new
         )
         self.most_claimed = max(self.most_claimed, len(self.claimed))
         return taken

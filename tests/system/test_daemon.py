@@ -379,9 +379,7 @@ async def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(sandbox: Sand
 # --- the whole way --------------------------------------------------------------------------------
 
 
-async def test_deferred_mail_is_delivered_after_the_operators_retry(
-    sandbox: Sandbox,
-) -> None:
+async def test_deferred_mail_is_delivered_after_the_operators_retry(sandbox: Sandbox) -> None:
     refusing = Script(replies={"RCPT": "450 4.2.1 mailbox busy"})
     mx = await sandbox.domain("dest.example", refusing, Script())
     relay = await sandbox.start()

@@ -106,11 +106,7 @@ class World:
         """The queue is empty, and nothing more comes."""
         relay = self.sandbox.relay
         assert relay is not None
-        await asyncio.to_thread(
-            wait_until,
-            lambda: relay.ask("list") == [],
-            what="an empty queue",
-        )
+        await asyncio.to_thread(wait_until, lambda: relay.ask("list") == [], what="an empty queue")
 
 
 @pytest.fixture
@@ -295,9 +291,7 @@ async def test_report_that_kill_9_interrupts_is_sent_once(world: World) -> None:
     assert hanging.messages == []
 
 
-async def test_no_report_goes_to_the_null_reverse_path_or_is_about_a_report(
-    world: World,
-) -> None:
+async def test_no_report_goes_to_the_null_reverse_path_or_is_about_a_report(world: World) -> None:
     await world.sandbox.domain("no.example", REFUSES)
     # The sender's own host refuses reports, too: there is nobody left to tell.
     mean = await world.sandbox.domain(

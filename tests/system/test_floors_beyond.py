@@ -382,11 +382,7 @@ async def test_metrics_count_hosts_that_fail_a_floor_and_fetches(world: World) -
             {},
             "skip_verification",
         ),
-        (
-            {"mx": ["mx.a.test"], "require_tls": True},
-            {"a.test": {"host": "smart.test"}},
-            "routes",
-        ),
+        ({"mx": ["mx.a.test"], "require_tls": True}, {"a.test": {"host": "smart.test"}}, "routes"),
     ],
     ids=["may-go-in-clear", "not-verified", "routed"],
 )

@@ -88,10 +88,7 @@ async def to_provider(
 ) -> AsyncIterator[Relay]:
     """A relay that sends all its mail to a provider with these limits, but that for one domain."""
     dns.a("mx.provider.example", host.address)
-    routes = {
-        "*": "provider",
-        "well.example": {"host": f"[{well.address}]", "port": well.port},
-    }
+    routes = {"*": "provider", "well.example": {"host": f"[{well.address}]", "port": well.port}}
     provider = {"hosts": ["mx.provider.example"], "port": host.port, **limits}
     sections = {"routes": routes, "next_hops": {"provider": provider}}
     async with running(directory, workers, dns, **sections) as relay:
@@ -174,11 +171,7 @@ async def test_provider_of_150_domains_never_has_more_connections_than_it_allows
         to_provider(tmp_path, workers, dns, host, well, max_connections=10) as relay,
     ):
         await asyncio.to_thread(
-            send,
-            relay.port,
-            domains,
-            *([domain] for domain in domains),
-            connections=12,
+            send, relay.port, domains, *([domain] for domain in domains), connections=12
         )
         sent = time.monotonic()
         await asyncio.to_thread(send, relay.port, *([f"w{n}@well.example"] for n in range(10)))

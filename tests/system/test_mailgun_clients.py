@@ -83,7 +83,7 @@ async def served(sandbox: Sandbox) -> Served:
             "api_keys": [KEY],
             "webhook_signing_key": "signs",
             "webhook_networks": ["127.0.0.0/8"],
-        },
+        }
     )
     return Served(sandbox, mx, f"http://127.0.0.1:{port}")
 

@@ -307,10 +307,7 @@ def test_clock_that_is_a_day_wrong_has_no_effect(tmp_path, postgres_server, data
     ledger = Ledger()
     environment = {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     program = ("tests.rigs.faketime_relay",)
-    with (
-        sink() as mx,
-        contextlib.ExitStack() as opened,
-    ):
+    with sink() as mx, contextlib.ExitStack() as opened:
         relays = []
         for name, shift in (("ahead", "+1d"), ("behind", "-1d")):
             relay = opened.enter_context(

@@ -33,11 +33,7 @@ def node(
     home.mkdir()
     with relay_process(home, start=False, **sections) as relay:
         relay.config["hostname"] = f"{name}.example"
-        relay.config["queue"] = {
-            "url": server.url(),
-            "node": name,
-            "lease": f"{LEASE_SECONDS}s",
-        }
+        relay.config["queue"] = {"url": server.url(), "node": name, "lease": f"{LEASE_SECONDS}s"}
         if start:
             relay.start()
         yield relay

@@ -266,9 +266,7 @@ async def test_mail_waits_while_the_token_server_is_in_trouble(
     provider.nothing_is_shown()
 
 
-async def test_silent_token_server_holds_up_no_mail_that_goes_elsewhere(
-    provider: Provider,
-) -> None:
+async def test_silent_token_server_holds_up_no_mail_that_goes_elsewhere(provider: Provider) -> None:
     await provider.open()
     await provider.listen()
     elsewhere = await provider.sandbox.domain("elsewhere.example")

@@ -87,9 +87,7 @@ def _policy_of(event: Event) -> tuple[Any, Any, Any]:
     return status["policy-type"], status["policy-mode"], status["policy-result"]
 
 
-async def test_policy_host_that_fails_is_named_in_the_log_and_holds_no_mail(
-    tmp_path: Path,
-) -> None:
+async def test_policy_host_that_fails_is_named_in_the_log_and_holds_no_mail(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         hosts: dict[str, MxServer] = {}
         for kind in KINDS:
@@ -143,9 +141,7 @@ async def test_policy_in_force_holds_however_its_host_fails(tmp_path: Path) -> N
             assert webs[kind].requests > before[kind], f"{kind}: the new policy was not asked for"
 
 
-async def test_record_that_cannot_be_had_lowers_no_policy_and_holds_no_mail(
-    tmp_path: Path,
-) -> None:
+async def test_record_that_cannot_be_had_lowers_no_policy_and_holds_no_mail(tmp_path: Path) -> None:
     faults = (Fault.SERVFAIL, Fault.REFUSED, Fault.DROP, Fault.GARBAGE, Fault.TRUNCATED_NO_TCP)
     async with open_world(tmp_path) as world:
         dns = world.sandbox.dns

@@ -174,15 +174,7 @@ NEAREST = "A line without equivalent gets the strictest rule there is"
 DIFFERENCES = [
     known(OWN_NAME, "bank.example auditor.example lawyer.example", V, D, S.BESIDE),
     known(OWN_NAME, "bank.example insurer.example registry.example", V, D, S.FOR_DOMAIN),
-    known(
-        NO_TLS,
-        "fax.example .fax.example",
-        C,
-        E,
-        *_CERTIFICATES,
-        S.TLS_1_0_ONLY,
-        S.TLS_1_2_ONLY,
-    ),
+    known(NO_TLS, "fax.example .fax.example", C, E, *_CERTIFICATES, S.TLS_1_0_ONLY, S.TLS_1_2_ONLY),
     known(
         TOO_OLD,
         "supplier.example .supplier.example hotel.example printer.example travel.example"

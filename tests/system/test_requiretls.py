@@ -14,8 +14,7 @@ from relay.sandbox.script import Script
 from tests.rigs.sandbox import Sandbox
 
 PASSES_ON = Script(
-    offers=("PIPELINING", "8BITMIME", "DSN", "REQUIRETLS"),
-    replies={"GREETING": "220 mx ESMTP"},
+    offers=("PIPELINING", "8BITMIME", "DSN", "REQUIRETLS"), replies={"GREETING": "220 mx ESMTP"}
 )
 CONTENT = (
     b"From: a@sender.example\r\nTo: b@dest.example\r\nSubject: private\r\n\r\nsecret words\r\n"

@@ -214,9 +214,7 @@ def greeting(port: int) -> bytes:
         return client.recv(3)
 
 
-def test_relay_does_not_start_with_a_systemd_port_that_no_listener_names(
-    tmp_path: Path,
-) -> None:
+def test_relay_does_not_start_with_a_systemd_port_that_no_listener_names(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as held,
         relay_process(tmp_path, start=False) as relay,

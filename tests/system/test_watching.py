@@ -66,9 +66,7 @@ def numbers(port: int) -> dict[str, float]:
 
 
 @pytest.mark.needs("promtool")
-async def test_promtool_accepts_metrics_and_alerts(
-    sandbox: Sandbox,
-) -> None:
+async def test_promtool_accepts_metrics_and_alerts(sandbox: Sandbox) -> None:
     mx = await sandbox.domain("dest.example")
     http = free_port()
     await sandbox.start(admin={"http": f"127.0.0.1:{http}", "api_keys": [KEY]})

@@ -80,9 +80,7 @@ def checked(tmp_path: Path) -> Iterator[Checked]:
     found.silent.close()
 
 
-def test_check_of_a_healthy_machine_reports_only_its_name_server(
-    checked: Checked,
-) -> None:
+def test_check_of_a_healthy_machine_reports_only_its_name_server(checked: Checked) -> None:
     done = checked.run()
     assert done.returncode == 0, done.stderr
     warning, *more = done.stderr.splitlines()

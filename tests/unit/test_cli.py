@@ -633,11 +633,7 @@ def test_a_name_that_is_no_domain_is_refused_by_every_command_alike(run: Run, co
     ],
 )
 def test_a_command_that_did_nothing_or_succeeded_says_so(
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    command: str,
-    lines: list[dict[str, Any]],
-    said: str,
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, lines: list[dict[str, Any]], said: str
 ) -> None:
     group, *words = command.split()
     monkeypatch.setattr(f"relay.cli.{group}.answers", lambda *_, **__: iter(lines))

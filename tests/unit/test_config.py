@@ -236,10 +236,7 @@ def but_hostname(config: Config) -> Config:
             "queue: {url: 'mysql://db/relay'}",
             "queue.url: it cannot be used: write postgresql://USER@HOST/DATABASE",
         ),
-        (
-            "queue: {url: 'postgresql://relay@db/relay?speed=9'}",
-            "there is no option 'speed'",
-        ),
+        ("queue: {url: 'postgresql://relay@db/relay?speed=9'}", "there is no option 'speed'"),
         (
             "queue: {url: 'postgresql://relay@db/relay', path: /var/spool/relay}",
             "queue.path: the queue is at queue.url",

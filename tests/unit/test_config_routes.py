@@ -226,11 +226,7 @@ PINS = f'["{PIN}", "{PIN[:-2]}c="]'
         ("ca_file: F/secret", True, "ca_file: F/secret: no certificates in it"),
         ("ca_file: none", True, "ca_file: no chain and no pin: nothing would prove"),
         (f"ca_file: none, pin_sha256: {PINS}", None, ""),
-        (
-            f"ca_file: none, pin_sha256: {PINS}, verify_name: x.example",
-            False,
-            "verify_name: no e",
-        ),
+        (f"ca_file: none, pin_sha256: {PINS}, verify_name: x.example", False, "verify_name: no e"),
         (f"pin_sha256: '{PIN}'", False, "one pin alone: mail waits from the day"),
         (f"pin_sha256: ['{PIN}', '{PIN}']", False, "one pin alone"),
         # connections
@@ -316,11 +312,7 @@ def test_secret_of_systemd_is_read_where_its_directory_is_known(
             True,
             "_file",
         ),
-        (
-            "grant: service_account, scope: s",
-            True,
-            "key_file: is missing: the grant service",
-        ),
+        ("grant: service_account, scope: s", True, "key_file: is missing: the grant service"),
         ("grant: service_account, scope: s, key_file: F/json", True, "F/json: it has no client_em"),
         (
             "grant: refresh_token, token_url: https://a.example/, client_id: i,"
@@ -395,7 +387,7 @@ def test_name_that_nothing_uses_is_a_warning_and_a_recipient_route_is_none() -> 
         """
     )
     assert [one.partition(": ")[2] for one in config.warnings] == [
-        "next_hops.c: nothing leads to it; name it where it is meant, or remove it",
+        "next_hops.c: nothing leads to it; name it where it is meant, or remove it"
     ]
 
 

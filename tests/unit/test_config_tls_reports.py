@@ -79,10 +79,7 @@ def test_a_mistake_is_named_with_its_cure(tmp_path: Path, options: str, said: st
         ("send: true, from: tls@us.example", ["organization", "contact"]),
         ("send: true, from: tls@us.example, contact: tls@us.example", ["organization"]),
         ("send: true, from: tls@us.example, organization: Us", ["contact"]),
-        (
-            "send: true, from: tls@us.example, organization: Us, contact: tls@us.example",
-            [],
-        ),
+        ("send: true, from: tls@us.example, organization: Us, contact: tls@us.example", []),
         ("from: tls@us.example", []),
     ],
 )

@@ -109,12 +109,7 @@ async def _ready_domains(
 
 
 async def _ready_between(
-    db: Db,
-    limit: int,
-    skipped: Sequence[str],
-    shares: Shares,
-    low: str,
-    high: str | None,
+    db: Db, limit: int, skipped: Sequence[str], shares: Shares, low: str, high: str | None
 ) -> list[str]:
     """Ready domains that this node may have something of."""
     found: list[str] = []

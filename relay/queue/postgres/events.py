@@ -9,25 +9,13 @@ from collections.abc import Sequence
 import asyncpg
 
 from relay.queue.answers import EVENT_COLUMNS, numbers_behind, stored_event
-from relay.queue.conditions import (
-    all_of,
-    event_conditions,
-    indexed_conditions,
-    period_conditions,
-)
+from relay.queue.conditions import all_of, event_conditions, indexed_conditions, period_conditions
 from relay.queue.event_matching import event_matches
 from relay.queue.postgres.connection import Db
 from relay.queue.postgres.matching import PostgresValues
 from relay.queue.store import EventFilter, StoredEvent
 
-__all__ = [
-    "event_bounds",
-    "events_after",
-    "events_within",
-    "nodes",
-    "note_written",
-    "unwritten",
-]
+__all__ = ["event_bounds", "events_after", "events_within", "nodes", "note_written", "unwritten"]
 
 _WINDOW = 1000
 

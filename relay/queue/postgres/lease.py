@@ -31,12 +31,7 @@ from datetime import UTC, datetime, timedelta
 
 from relay import __version__
 from relay.queue.postgres.connection import Db, Link, StartRefused, Superseded
-from relay.queue.postgres.leftovers import (
-    dead_holders,
-    give_all_back,
-    sweep,
-    take_over,
-)
+from relay.queue.postgres.leftovers import dead_holders, give_all_back, sweep, take_over
 from relay.queue.store import SpoolError
 
 __all__ = [

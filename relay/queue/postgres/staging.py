@@ -60,10 +60,7 @@ class Staging:
         await asyncio.shield(self._to_its_end(self._accept(new, staged, commit)))
 
     async def _accept(
-        self,
-        new: NewMessage,
-        staged: int | None,
-        commit: Callable[[], Awaitable[object]],
+        self, new: NewMessage, staged: int | None, commit: Callable[[], Awaitable[object]]
     ) -> None:
         queue_id = new.message.queue_id
         is_ours = staged is not None

@@ -54,11 +54,7 @@ from relay.queue.postgres.statements import Tables
 from relay.queue.postgres.transaction import LeaseLost
 from relay.queue.request import Request
 from relay.queue.settle import Settlement
-from relay.queue.store import (
-    QueueFilter,
-    SpoolError,
-    StoredEvent,
-)
+from relay.queue.store import QueueFilter, SpoolError, StoredEvent
 from relay.queue.verbs import Changed
 
 __all__ = ["PostgresStore"]
@@ -123,10 +119,7 @@ class PostgresStore(Reader, EngineStore[Db]):
         self._node_claims = NodeClaims(self._claim_link, lease, give_back=self.give_back_later)
         self._tables = Tables(lease, self._numbers)
         self.writer = Writer(
-            server,
-            self._tables,
-            on_events=self._tail.add,
-            on_lease_lost=self._renew_now,
+            server, self._tables, on_events=self._tail.add, on_lease_lost=self._renew_now
         )
         self._staging = Staging(self._stage_link, lease)
         self.api_state = PostgresApiState(self.ask, self._write, lease)

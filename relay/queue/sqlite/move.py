@@ -312,10 +312,7 @@ def _insert(db: sqlite3.Connection, directory: Path, one: Arrival) -> None:
             None if in_file else b"".join(one.content()),
         ),
     )
-    db.executemany(
-        "INSERT INTO recipient VALUES (?, ?, ?, ?, ?, ?, ?)",
-        message.recipient_rows,
-    )
+    db.executemany("INSERT INTO recipient VALUES (?, ?, ?, ?, ?, ?, ?)", message.recipient_rows)
     db.executemany("INSERT INTO owed VALUES (?, ?, ?, ?, ?, ?)", message.report_rows)
 
 

@@ -20,9 +20,7 @@ class Staging:
     """`unknown` tells which of some messages are not in the queue, after a commit."""
 
     def __init__(
-        self,
-        contents: Contents,
-        unknown: Callable[[Collection[str]], Awaitable[list[str]]],
+        self, contents: Contents, unknown: Callable[[Collection[str]], Awaitable[list[str]]]
     ) -> None:
         self._contents = contents
         self._unknown = unknown

@@ -36,11 +36,7 @@ from relay.queue.sqlite.schema import migrate
 from relay.queue.sqlite.staging import Staging
 from relay.queue.sqlite.statements import Tables, unknown
 from relay.queue.sqlite.statistics import purge_statistics
-from relay.queue.store import (
-    CHUNK_BYTES,
-    EventFilter,
-    QueueFilter,
-)
+from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter
 from relay.queue.verbs import Changed
 
 __all__ = ["SqliteStore"]

@@ -6,13 +6,7 @@ has committed; only it uses the disk.
 
 from __future__ import annotations
 
-from relay.report.deliverylog.dictionary import (
-    accepted,
-    operated,
-    removed,
-    settled,
-    taken_in,
-)
+from relay.report.deliverylog.dictionary import accepted, operated, removed, settled, taken_in
 from relay.report.deliverylog.file import DeliveryLog, EventSource, NumberedEvent
 
 __all__ = [

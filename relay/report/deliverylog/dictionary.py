@@ -291,11 +291,7 @@ def _session_facts(fields: JsonObject, session: HopSession) -> None:
     fields["downgrade"] = (
         None
         if downgrade is None
-        else {
-            "from": downgrade.wanted,
-            "reason": downgrade.reason,
-            "error": downgrade.error,
-        }
+        else {"from": downgrade.wanted, "reason": downgrade.reason, "error": downgrade.error}
     )
 
 

@@ -59,11 +59,7 @@ def head(name: str, level: str, message: QueuedMessage, event_id: str, at: datet
 
 def envelope_fields(message: QueuedMessage, targets: str) -> JsonObject:
     """Sender and recipients."""
-    return {
-        "transport": "smtp",
-        "sender": message.reverse_path,
-        "targets": targets,
-    }
+    return {"transport": "smtp", "sender": message.reverse_path, "targets": targets}
 
 
 def message_fields(message: QueuedMessage) -> JsonObject:

@@ -29,8 +29,7 @@ async def show_message(visit: Visit) -> web.StreamResponse:
     story = story_of(queue_id, events, item, await reports_on(view, events))
     if story is None:
         raise PageRefused(
-            404,
-            "No such message: it was never here, or its events are older than log.keep_events.",
+            404, "No such message: it was never here, or its events are older than log.keep_events."
         )
     content = None
     if item is not None and visit.state.options().show_content:

@@ -94,13 +94,7 @@ async def confirm(visit: Visit) -> web.StreamResponse:
             count, is_whole = counted.of(wanted.domain).total, counted.is_whole
     fields = {name: form[name] for name in ("domain", "sender", "state", "all") if name in form}
     return visit.show(
-        "confirm.html",
-        verb=verb,
-        said=said,
-        count=count,
-        is_whole=is_whole,
-        ids=ids,
-        fields=fields,
+        "confirm.html", verb=verb, said=said, count=count, is_whole=is_whole, ids=ids, fields=fields
     )
 
 

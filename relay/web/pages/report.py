@@ -83,9 +83,6 @@ def _period(visit: Visit) -> tuple[dict[str, str], CountFilter]:
     }
     asked |= {"since": begin.date().isoformat(), "until": end.date().isoformat()}
     wanted = reports.period(
-        begin,
-        end,
-        sender_domain=domains["sender"],
-        recipient_domain=domains["recipient"],
+        begin, end, sender_domain=domains["sender"], recipient_domain=domains["recipient"]
     )
     return asked, wanted

@@ -10,10 +10,7 @@ from datetime import timedelta
 import pytest
 
 from relay.mail.outcome import Deferred
-from relay.queue.store import (
-    QueueFilter,
-    SpoolError,
-)
+from relay.queue.store import QueueFilter, SpoolError
 from tests.fakes.queued import (
     BOUNCED,
     DEFERRED,

@@ -10,18 +10,10 @@ from datetime import timedelta
 import pytest
 
 from relay.queue.entry import Terms
-from relay.queue.store import (
-    EventFilter,
-    NewMessage,
-    QueueFilter,
-)
+from relay.queue.store import EventFilter, NewMessage, QueueFilter
 from relay.report import deliverylog
 from tests.fakes import mail
-from tests.fakes.queued import (
-    NOW,
-    event,
-    new_message,
-)
+from tests.fakes.queued import NOW, event, new_message
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)

@@ -11,13 +11,7 @@ from datetime import timedelta
 import pytest
 
 from relay.queue.entry import Entry, State, Terms
-from relay.queue.store import (
-    CHUNK_BYTES,
-    EventFilter,
-    NewMessage,
-    QueueFilter,
-    SpoolError,
-)
+from relay.queue.store import CHUNK_BYTES, EventFilter, NewMessage, QueueFilter, SpoolError
 from relay.report import deliverylog
 from tests.fakes import mail
 from tests.fakes.queued import (

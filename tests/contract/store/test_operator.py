@@ -10,11 +10,7 @@ from relay.mail.event import Event
 from relay.queue.destinations import DestinationTally
 from relay.queue.entry import QueuedMessage, QueuedRecipient, State
 from relay.queue.rows import micros
-from relay.queue.store import (
-    QueueFilter,
-    SpoolError,
-    Store,
-)
+from relay.queue.store import QueueFilter, SpoolError, Store
 from tests.fakes.queued import (
     DEFERRED,
     DELIVERED,

@@ -12,12 +12,7 @@ from relay.mail.outcome import Bounced, Deferred, Delivered, HopSession
 from relay.queue.entry import Entry, State
 from relay.queue.retry import RetrySchedule, jitter_of
 from relay.queue.settle import ReportKind, reports_about, settle
-from relay.queue.store import (
-    PendingReport,
-    QueueFilter,
-    SpoolError,
-    Store,
-)
+from relay.queue.store import PendingReport, QueueFilter, SpoolError, Store
 from tests.fakes.queued import (
     BOUNCED,
     DEFERRED,

@@ -296,9 +296,7 @@ async def test_malformed_request_is_400_and_ends_the_connection(
     assert (await rig.send())[0] == 200
 
 
-async def test_a_client_that_sends_requests_and_reads_no_answers_is_not_read_on(
-    dial: Dial,
-) -> None:
+async def test_a_client_that_sends_requests_and_reads_no_answers_is_not_read_on(dial: Dial) -> None:
     client = await dial()
     sent = 0
     request = b"GET /relay/v1/openapi.json HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 4000 + b"\r\n\r\n"

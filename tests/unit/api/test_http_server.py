@@ -284,9 +284,7 @@ async def test_a_domain_that_may_not_send_is_not_found_in_mailguns_words(rig: Ri
     assert await rig.ask("GET", "/v3/example.com/events") == (404, {"message": "Domain not found"})
 
 
-async def test_body_that_takes_too_long_is_408(
-    rig: Rig,
-) -> None:
+async def test_body_that_takes_too_long_is_408(rig: Rig) -> None:
     object.__setattr__(rig.api, "request_seconds", 0.2)
 
     async def slowly() -> AsyncIterator[bytes]:

@@ -24,13 +24,7 @@ from relay.api.mailgun_events import read_query
 from relay.api.mailgun_form import ApiError, File, Form
 from relay.api.mailgun_header import own_message_id, with_own_fields
 from relay.api.mailgun_mime import compose
-from relay.api.mailgun_parameters import (
-    IGNORED,
-    OBEYED,
-    REFUSED,
-    checked_message,
-    checked_mime,
-)
+from relay.api.mailgun_parameters import IGNORED, OBEYED, REFUSED, checked_message, checked_mime
 from relay.mail.dates import read_date
 from relay.mail.section import ASKING, NOT_SUPPORTED, HeaderSection
 from relay.mail.section import IGNORED as IGNORED_FIELDS

@@ -21,11 +21,7 @@ from tests.fakes.floors import Published, floors_of
 NAME = "mx.dest.example"
 LOCKED = DestinationRule(allow_override=False)
 TESTED = StsFloor(
-    "dest.example",
-    StsMode.TESTING,
-    "1",
-    ("mx.else.example",),
-    published=StsMode.ENFORCE,
+    "dest.example", StsMode.TESTING, "1", ("mx.else.example",), published=StsMode.ENFORCE
 )
 
 HOP = NextHop("provider", (("smtp.provider.example",),))

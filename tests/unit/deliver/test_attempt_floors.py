@@ -357,10 +357,7 @@ async def test_an_anchor_that_the_record_brings_verifies_a_host_for_its_name(rig
     wrong = await rig.mx(Script(certificate=Kind.WRONG_NAME), tlsa_bases=("mx2.dest.example",))
     rig.floors = floors_of(
         Published(
-            {
-                f"_{mx.port}._tcp.{NAME}": record,
-                f"_{wrong.port}._tcp.mx2.dest.example": record,
-            }
+            {f"_{mx.port}._tcp.{NAME}": record, f"_{wrong.port}._tcp.mx2.dest.example": record}
         )
     )
     outcome = await rig.send(entry())

@@ -68,10 +68,7 @@ async def test_message_goes_after_a_login_by_token(rig):
 
 @pytest.mark.parametrize(
     "auth",
-    [
-        [REFUSED, "235 2.7.0 OK"],
-        [f"334 {CHALLENGE}", "235 2.7.0 OK"],
-    ],
+    [[REFUSED, "235 2.7.0 OK"], [f"334 {CHALLENGE}", "235 2.7.0 OK"]],
     ids=["at-once", "after-a-challenge"],
 )
 async def test_token_that_expired_is_replaced_and_the_message_goes(rig, auth):

@@ -103,9 +103,7 @@ async def test_store_is_asked_once_in_a_few_seconds(worker: Worker) -> None:
     assert worker.store.reads == 2
 
 
-async def test_other_worker_knows_a_sighting_within_seconds(
-    workers: list[Worker],
-) -> None:
+async def test_other_worker_knows_a_sighting_within_seconds(workers: list[Worker]) -> None:
     one, other = workers
     assert await other.level() is None
     one.learn(VERIFIED)
@@ -182,9 +180,7 @@ async def test_only_what_changes_a_level_is_urgent(worker: Worker) -> None:
     assert worker.memory._is_urgent.is_set()
 
 
-async def test_sighting_during_a_write_is_neither_lost_nor_counted_twice(
-    worker: Worker,
-) -> None:
+async def test_sighting_during_a_write_is_neither_lost_nor_counted_twice(worker: Worker) -> None:
     for number in range(50):
         worker.learn(VERIFIED)
         writing = asyncio.create_task(worker.memory.write())
@@ -314,9 +310,7 @@ async def test_alarm_is_told_again_after_a_restart_only_when_a_day_is_over(
     assert len(after.told) == 1
 
 
-async def test_alarm_that_cannot_be_written_is_told_once_a_day_all_the_same(
-    worker: Worker,
-) -> None:
+async def test_alarm_that_cannot_be_written_is_told_once_a_day_all_the_same(worker: Worker) -> None:
     worker.learn(VERIFIED)
     await worker.memory.write()
     assert await worker.level() is VERIFIED

@@ -236,11 +236,7 @@ def test_addresses_of_a_host_stay_together(world):
 
 @pytest.mark.parametrize(
     "keys",
-    [
-        {"source_address": "192.0.2.7"},
-        {"hello": "other.example.net"},
-        {"ip_family": IpFamily.IPV4},
-    ],
+    [{"source_address": "192.0.2.7"}, {"hello": "other.example.net"}, {"ip_family": IpFamily.IPV4}],
     ids=lambda keys: next(iter(keys)),
 )
 def test_host_that_does_not_answer_one_way_of_connecting_may_answer_another(world, keys):

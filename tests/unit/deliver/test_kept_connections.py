@@ -142,8 +142,7 @@ async def test_recipient_refused_for_itself_is_not_asked_again_over_the_fresh_co
 @both
 async def test_recipient_refused_beside_one_that_has_its_message_is_refused(rig, offers):
     mx = await rig.mx(
-        host(offers, **second_time("carol", "554 5.7.1 not for her")),
-        replace(GOOD, offers=offers),
+        host(offers, **second_time("carol", "554 5.7.1 not for her")), replace(GOOD, offers=offers)
     )
     await rig.deliver(entry(*THREE))
     bob, carol, dave = (await rig.deliver(entry(*THREE))).values()

@@ -61,10 +61,7 @@ class Attempts:
         return self.gates.setdefault(domain, asyncio.Event())
 
     async def run(
-        self,
-        entry: Entry,
-        content: Callable[[], AsyncIterator[bytes]],
-        sessions: list[TlsSession],
+        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]], sessions: list[TlsSession]
     ) -> Mapping[int, Outcome]:
         domain = entry.domain
         self.made.append(entry)

@@ -43,10 +43,7 @@ class Attempts:
         self.gates: dict[str, asyncio.Event] = {}
 
     async def run(
-        self,
-        entry: Entry,
-        content: Callable[[], AsyncIterator[bytes]],
-        sessions: list[TlsSession],
+        self, entry: Entry, content: Callable[[], AsyncIterator[bytes]], sessions: list[TlsSession]
     ) -> Mapping[int, Outcome]:
         self.made[entry.domain] += 1
         self.settings[entry.domain] = entry.settings.require_tls.value
@@ -92,10 +89,7 @@ async def running(
     schedule: RetrySchedule = MINUTES,
 ) -> AsyncIterator[Scheduler]:
     scheduler = make_scheduler(
-        store,
-        attempts,
-        schedule=schedule,
-        rules=lambda: rules or PolicyRules(),
+        store, attempts, schedule=schedule, rules=lambda: rules or PolicyRules()
     )
     task = asyncio.create_task(scheduler.run())
     try:

@@ -64,10 +64,7 @@ async def until(made: list[str], wanted: int) -> None:
 async def test_deferred_mail_is_tried_again_though_the_clock_was_set(store, answer, days) -> None:
     clock, attempts = SetClock(), Attempts(answer)
     scheduler = make_scheduler(
-        store,
-        attempts,
-        schedule=RetrySchedule(waits=(timedelta(hours=1),)),
-        clock=clock,
+        store, attempts, schedule=RetrySchedule(waits=(timedelta(hours=1),)), clock=clock
     )
     running = asyncio.create_task(scheduler.run())
     await store.accept(new_message("b@b.example", arrived=clock()))

@@ -86,10 +86,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 
 async def accept(
-    store: SqliteStore,
-    *recipients: str,
-    notify: frozenset[Notify] = frozenset(),
-    tls_for: str = "",
+    store: SqliteStore, *recipients: str, notify: frozenset[Notify] = frozenset(), tls_for: str = ""
 ) -> None:
     now = datetime.now(UTC)
     message = QueuedMessage(new_queue_id(now), "a@a.example", now, len(CONTENT), MessageSummary())

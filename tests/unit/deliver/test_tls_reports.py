@@ -207,9 +207,7 @@ async def test_two_who_send_at_the_same_moment_send_one(world: World) -> None:
     assert len(world.posted) == 1
 
 
-async def test_nothing_is_sent_before_the_day_is_over_and_its_moment_has_come(
-    world: World,
-) -> None:
+async def test_nothing_is_sent_before_the_day_is_over_and_its_moment_has_come(world: World) -> None:
     world.asks("b.example", MAIL)
     reporter, due = world.reporter(), report_due(DAY, "b.example")
     for at in (NOON, reports_begin(DAY) - timedelta(minutes=4), due - timedelta(seconds=1)):

@@ -305,9 +305,7 @@ async def test_refresh_waits_for_the_lock_of_another_process(rig: Rig) -> None:
     assert (await waiting).access == "token-1"
 
 
-async def test_server_is_not_asked_where_a_new_refresh_token_could_not_be_written(
-    rig: Rig,
-) -> None:
+async def test_server_is_not_asked_where_a_new_refresh_token_could_not_be_written(rig: Rig) -> None:
     rig.own()
     (rig.directory / ".own.token.new").mkdir()  # root, too, may not write there
     server = Server(granted("token-1"))
@@ -392,10 +390,7 @@ async def test_secret_of_the_credentials_directory_is_read(
 ) -> None:
     rig.write("secret", "secret-of-systemd\n")
     rig.sources["m365"] = TokenSource(
-        "m365",
-        Grant.CLIENT_CREDENTIALS,
-        URL,
-        client_secret_file="$CREDENTIALS_DIRECTORY/secret",
+        "m365", Grant.CLIENT_CREDENTIALS, URL, client_secret_file="$CREDENTIALS_DIRECTORY/secret"
     )
     server = Server(granted("token-1"))
     tokens = rig.tokens(server)

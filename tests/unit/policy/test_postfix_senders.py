@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.policy.postfix_remarks import Difference
-from relay.policy.postfix_senders import (
-    ImportedSender,
-    SenderHop,
-    by_pattern,
-    imported_senders,
-)
+from relay.policy.postfix_senders import ImportedSender, SenderHop, by_pattern, imported_senders
 
 
 def only(line: str, *, transport: bool = False) -> ImportedSender:

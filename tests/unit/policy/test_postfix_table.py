@@ -68,8 +68,7 @@ def test_a_line_has_the_number_of_its_first_physical_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [("lonely.example", "`key value`"), ("  may", "white space")],
+    ("text", "reason"), [("lonely.example", "`key value`"), ("  may", "white space")]
 )
 def test_a_line_that_postmap_passes_over_says_why(text: str, reason: str) -> None:
     [line] = read_table(text)

@@ -241,8 +241,7 @@ def test_even_time_begins_anew_after_a_step_of_the_clock(step):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"waits": ()}, {"waits": (timedelta(0),)}, {"lifetime": timedelta(0)}],
+    "wrong", [{"waits": ()}, {"waits": (timedelta(0),)}, {"lifetime": timedelta(0)}]
 )
 def test_schedule_without_a_wait_is_refused(wrong):
     with pytest.raises(ValueError, match=r"has to|needs"):

@@ -138,9 +138,7 @@ async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones
         await store.close()
 
 
-async def test_pending_webhook_calls_and_unread_events_are_adopted(
-    tmp_path: Path,
-) -> None:
+async def test_pending_webhook_calls_and_unread_events_are_adopted(tmp_path: Path) -> None:
     call = PendingCall("http://127.0.0.1:9/", '{"event":"accepted"}', LATER, attempts=2)
 
     async def work(store: SqliteStore) -> None:

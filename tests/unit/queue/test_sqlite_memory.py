@@ -84,9 +84,7 @@ async def test_change_is_told_what_is_kept_and_says_what_is_kept_then(store: Sql
         told.append(before)
         return replace(before or memory(), last=NOW + HOUR)
 
-    assert await store.change({"example.net": more}) == {
-        "example.net": memory(last=NOW + HOUR),
-    }
+    assert await store.change({"example.net": more}) == {"example.net": memory(last=NOW + HOUR)}
     await store.change({"example.net": more})
     assert told == [None, memory(last=NOW + HOUR)]
 

@@ -19,14 +19,7 @@ async def test_pending_report_of_an_older_version_is_still_pending(tmp_path):
     db.execute("ALTER TABLE owed RENAME TO newer")
     db.execute(str(MIGRATIONS[1][0]))
     db.execute("INSERT INTO owed SELECT queue_id, idx, since, data FROM newer")
-    for table in (
-        "newer",
-        "statistic",
-        "exception",
-        "tls_policy",
-        "tls_session",
-        "tls_report",
-    ):
+    for table in ("newer", "statistic", "exception", "tls_policy", "tls_session", "tls_report"):
         db.execute(f"DROP TABLE {table}")
     db.execute("PRAGMA user_version = 4")
     db.close()

@@ -174,10 +174,7 @@ def test_user_with_the_right_password_becomes_the_user_of_the_session():
 
 @pytest.mark.parametrize(
     ("verdicts", "replies"),
-    [
-        ([SecretVerdict.WRONG] * 3, [535, 535, 421]),
-        ([SecretVerdict.WAIT], [421]),
-    ],
+    [([SecretVerdict.WRONG] * 3, [535, 535, 421]), ([SecretVerdict.WAIT], [421])],
 )
 def test_wrong_passwords_end_the_session(verdicts: list[SecretVerdict], replies: list[int]):
     made = protocol(AUTH)

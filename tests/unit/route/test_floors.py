@@ -10,14 +10,7 @@ from dataclasses import replace
 import pytest
 
 from relay.deliver.sessions import SessionLog
-from relay.mail.outcome import (
-    HopPolicy,
-    Level,
-    PolicyMode,
-    PolicyResult,
-    PolicyType,
-    Waived,
-)
+from relay.mail.outcome import HopPolicy, Level, PolicyMode, PolicyResult, PolicyType, Waived
 from relay.mail.tls_session import TlsSession
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.route.floor import (

@@ -7,16 +7,7 @@ from dataclasses import replace
 import pytest
 
 from relay.mail.outcome import NamedBy
-from relay.route.next_hop import (
-    BY_NOBODY,
-    Auth,
-    Host,
-    Hosts,
-    IpFamily,
-    Naming,
-    NextHop,
-    Rate,
-)
+from relay.route.next_hop import BY_NOBODY, Auth, Host, Hosts, IpFamily, Naming, NextHop, Rate
 
 MX = Host("mx.dest.example", "192.0.2.7", 25, 10)
 
@@ -38,12 +29,7 @@ MX = Host("mx.dest.example", "192.0.2.7", 25, 10)
             NamedBy.ROUTE,
             "hop.example [10.0.0.1]:2525",
         ),
-        (
-            Host("192.0.2.9", "192.0.2.9", 25),
-            BY_NOBODY,
-            NamedBy.ADDRESS,
-            "0 192.0.2.9 [192.0.2.9]",
-        ),
+        (Host("192.0.2.9", "192.0.2.9", 25), BY_NOBODY, NamedBy.ADDRESS, "0 192.0.2.9 [192.0.2.9]"),
     ],
 )
 def test_routing_says_who_named_the_hosts_and_in_which_order(

@@ -14,14 +14,7 @@ import pytest
 
 from relay.mail.outcome import Bounced, Deferred
 from relay.route import router as router_module
-from relay.route.answers import (
-    AddressAnswer,
-    MxAnswer,
-    MxRecord,
-    NoSuchName,
-    TrustAd,
-    Unanswered,
-)
+from relay.route.answers import AddressAnswer, MxAnswer, MxRecord, NoSuchName, TrustAd, Unanswered
 from relay.route.choice import Routes
 from relay.route.dns import DnsResolver
 from relay.route.local_address import is_local_address
@@ -250,10 +243,7 @@ async def test_mail_loops_where_all_hosts_before_ourselves_are_gone():
 async def test_an_ipv4_address_in_disguise_is_not_connected_to_where_its_network_is_allowed():
     dns = FakeDns(
         {"example.net": [(10, "mx.example.net")], "example.org": [(10, "mx.example.org")]},
-        {
-            "mx.example.net": ["::ffff:10.0.0.5"],
-            "mx.example.org": ["::ffff:10.0.0.5", "10.0.0.5"],
-        },
+        {"mx.example.net": ["::ffff:10.0.0.5"], "mx.example.org": ["::ffff:10.0.0.5", "10.0.0.5"]},
     )
     routes = router(dns, allow_networks=(ip_network("10.0.0.0/8"), ip_network("::/0")))
     assert refused(await routes.route("example.net")) == (Bounced, "5.4.4", 498)
@@ -429,8 +419,7 @@ async def test_a_static_route_is_used_instead_of_the_mx_and_may_be_private():
         {"intranet.example": [(10, "mx.example")]}, {"mail.intranet.example": ["10.0.0.7"]}
     )
     ours = router(
-        dns,
-        routes={"intranet.example": next_hop("mail.intranet.example", 2525, TlsMode.IMPLICIT)},
+        dns, routes={"intranet.example": next_hop("mail.intranet.example", 2525, TlsMode.IMPLICIT)}
     )
     route = await ours.route("Intranet.example.")
     assert [(host.name, host.address, host.port, host.tls) for host in route.hosts] == [
@@ -510,8 +499,7 @@ async def test_credentials_come_from_the_password_file_as_it_is_now(tmp_path):
     path = tmp_path / "password"
     path.write_text("first secret\n")
     ours = router(
-        FakeDns(),
-        routes={"*": next_hop("[10.0.0.1]", 587, username="us", password_file=str(path))},
+        FakeDns(), routes={"*": next_hop("[10.0.0.1]", 587, username="us", password_file=str(path))}
     )
     assert (await ours.route("a.example")).hosts[0].credentials == Credentials("us", "first secret")
     path.write_text("second\r\nnot this\n")

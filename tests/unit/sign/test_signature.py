@@ -151,9 +151,7 @@ async def test_sender_gets_no_signature_of_another_domain(
     assert got == content
 
 
-async def test_sender_for_one_domain_gets_no_signature_of_another_with_a_key(
-    key: Any,
-) -> None:
+async def test_sender_for_one_domain_gets_no_signature_of_another_with_a_key(key: Any) -> None:
     both = key | {"other.example": replace(key["sender.example"], domain="other.example")}
     content = b"From: boss@other.example\r\n\r\nhello\r\n"
     assert await sent(both, content, reverse_path="a@sender.example") == content

@@ -141,10 +141,7 @@ def test_options_beside_a_message_add_to_its_fields_and_never_contradict_them():
         Wishes(require_tls=True), tags=("b", "a"), variables=(("y", "2"),), is_test=True
     )
     assert combined(fields, beside) == Options(
-        Wishes(require_tls=True),
-        tags=("a", "b"),
-        variables=(("x", "1"), ("y", "2")),
-        is_test=True,
+        Wishes(require_tls=True), tags=("a", "b"), variables=(("x", "1"), ("y", "2")), is_test=True
     )
     for other in (Options(Wishes(require_tls=False)), Options(variables=(("x", "2"),))):
         with pytest.raises(Contradiction):

@@ -52,9 +52,7 @@ async def test_sign_in_leads_on_within_the_page_and_nowhere_else(rig: PageRig) -
 async def test_cookie_is_kept_from_scripts_and_other_sites(rig: PageRig) -> None:
     browser = await rig.browser()
     async with browser.http.post(
-        rig.base + "/login",
-        data={"name": "olga", "password": PASSWORD},
-        allow_redirects=False,
+        rig.base + "/login", data={"name": "olga", "password": PASSWORD}, allow_redirects=False
     ) as answer:
         cookie = answer.headers["Set-Cookie"]
     assert cookie.startswith("relay=")
@@ -91,8 +89,7 @@ async def test_session_ends_with_logout_in_every_window(rig: PageRig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wait", "still_open"),
-    [(timedelta(minutes=29), True), (timedelta(minutes=31), False)],
+    ("wait", "still_open"), [(timedelta(minutes=29), True), (timedelta(minutes=31), False)]
 )
 async def test_session_ends_when_it_is_idle(
     rig: PageRig, wait: timedelta, still_open: bool

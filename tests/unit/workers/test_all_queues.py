@@ -99,9 +99,7 @@ async def test_a_listing_that_lacks_a_queue_is_an_error(two: Two) -> None:
         await two.whole.find_events(EventFilter())
 
 
-async def test_events_that_come_to_a_queue_where_none_matched_are_behind_the_page(
-    two: Two,
-) -> None:
+async def test_events_that_come_to_a_queue_where_none_matched_are_behind_the_page(two: Two) -> None:
     """A log that is followed begins there, and need not look at what it has looked at."""
     await two.first.accept(new_message(queue_id="A", events=(at("A", 1),)))
     await two.other.accept(new_message(queue_id="B", events=(at("B", 2),)))
