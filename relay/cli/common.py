@@ -20,6 +20,7 @@ from relay.report import words
 
 if TYPE_CHECKING:
     from relay.config import Config
+    from relay.deliver.memory import DowngradeMemory
 
 __all__ = [
     "LazyGroup",
@@ -150,8 +151,7 @@ def _without_relay(config: Config, request: JsonFields) -> Iterator[JsonDocument
     from relay.admin.control import Control
     from relay.admin.operator import Operator
     from relay.admin.requests import RequestError
-    from relay.deliver.memory import DowngradeMemory
-    from relay.queue.engine import open_memory_beside, open_to_read
+    from relay.queue.engine import open_to_read
     from relay.queue.store import SpoolError
     from relay.workers.all_queues import AllQueues
 
@@ -161,9 +161,8 @@ def _without_relay(config: Config, request: JsonFields) -> Iterator[JsonDocument
         async with contextlib.AsyncExitStack() as stack:
             queues = await open_to_read(location, stack)
             operator = Operator(AllQueues(queues), lambda: datetime.now(UTC))
-            store = open_memory_beside(location)
-            stack.push_async_callback(store.close)
-            memory = DowngradeMemory(store, lambda: config.downgrade_memory, clock=operator.clock)
+            asks_memory = request["verb"].startswith("memory-")
+            memory = _memory(config, operator.clock, stack) if asks_memory else None
             async for line in Control(operator, memory=memory).answer(request):
                 yield line
 
@@ -175,6 +174,18 @@ def _without_relay(config: Config, request: JsonFields) -> Iterator[JsonDocument
         fail(f"{text}; run this as {who_may_open(Path(location.path))}" if is_denied else text)
     except RequestError as error:
         fail(str(error))
+
+
+def _memory(
+    config: Config, clock: Callable[[], datetime], stack: contextlib.AsyncExitStack
+) -> DowngradeMemory:
+    """What hosts have shown of TLS, opened for reading."""
+    from relay.deliver.memory import DowngradeMemory
+    from relay.queue.engine import open_memory_beside
+
+    store = open_memory_beside(config.queue.location)
+    stack.push_async_callback(store.close)
+    return DowngradeMemory(store, lambda: config.downgrade_memory, clock=clock)
 
 
 def _drive(lines: AsyncIterator[JsonDocument]) -> Iterator[JsonDocument]:

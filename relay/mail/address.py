@@ -56,8 +56,7 @@ _BLANKS = b" \t"
 # a group begins with another character than the text that follows it. Groups themselves are not
 # possessive, because Python before 3.11.5 (Debian 12 has 3.11.2) fails where the last round of a
 # possessive group matches in part.
-_ATEXT = r"A-Za-z0-9#$&'*+/=?^_`{|}~!%\-"
-_SAFE_ATEXT = _ATEXT.replace("?", "").replace("!%", "")
+_SAFE_ATEXT = r"A-Za-z0-9#$&'*+/=^_`{|}~\-"
 _LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}+(?<!-)"
 
 _COMMON_PATH = re.compile(
@@ -80,7 +79,9 @@ _BARE_PATH = re.compile(
 _SOURCE_ROUTE = re.compile(r"@[A-Za-z0-9._-]++(?:,@[A-Za-z0-9._-]++)*:")
 _QUOTED_STRING = re.compile(r'"([^"\\]*+(?:\\.[^"\\]*+)*)"', re.DOTALL)
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
-_ATOMS_AND_DOTS = re.compile(rf"[{_ATEXT}.\u0080-\U0010ffff]++")
+# All but controls, the blank, and the specials of RFC 5322 §3.2.3 (the dot is allowed). Written as
+# what is allowed, a million characters, it takes 6 ms to compile.
+_ATOMS_AND_DOTS = re.compile(r'[^\x00-\x20"(),:;<>@\[\\\]\x7f]++')
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _NUMBER = re.compile(r"[0-9]++|0[xX][0-9A-Fa-f]*+")
 _ROUTING = re.compile(r"[@%!]|=\?")

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relay.queue.location import QueueLocation
-from relay.queue.move_file import said_of_leaving
 from relay.queue.store import SpoolError
 
 if TYPE_CHECKING:
@@ -89,6 +88,8 @@ async def open_store(
 
 
 def _tell_of_leaving(count: int, target: str | None) -> None:
+    from relay.queue.move_file import said_of_leaving
+
     if count and target is not None:
         log.warning("%s", said_of_leaving(count, target))
 
