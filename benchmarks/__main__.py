@@ -243,10 +243,10 @@ def _ticks() -> tuple[int, int]:
 
 
 def _file_system(directory: Path) -> str:
-    """The type of the file system a directory is on."""
+    """The type of the file system a directory is on; "" where it is not known (a chroot)."""
     lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     above = [fields for fields in lines if directory.resolve().is_relative_to(fields[1])]
-    return max(above, key=lambda fields: len(fields[1]))[2]
+    return max(above, key=lambda fields: len(fields[1]), default=["", "", ""])[2]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from tests.rigs.corpus import Letter, corpus
 from tests.rigs.ports import free_port
 from tests.rigs.sandbox import Sandbox
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)  # the corpus has to be fetched once
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
 KEY = "a-long-random-key"
