@@ -163,7 +163,7 @@ async def doors(sandbox: Sandbox) -> Doors:
 
 async def test_mail_that_others_wrote_arrives_as_it_was_sent(doors: Doors) -> None:
     letters = await asyncio.to_thread(corpus)
-    assert len(letters) > 200
+    assert len(letters) > 190  # without those of Python, which Debian leaves out
     done = await doors.pass_on(letters, "DATA", "BDAT", "HTTP")
     wrong = [
         (letter.name, door, reason)
