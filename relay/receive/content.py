@@ -20,13 +20,15 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from io import IncrementalNewlineDecoder
 
+from relay.receive.held import Held
 from relay.receive.spec import BareNewline
 
 __all__ = ["BdatReader", "ContentReader", "DataReader", "Flaw"]
 
 _END = b"\r\n.\r\n"
-_NO_NEWLINES = bytes(octet for octet in range(256) if octet not in b"\r\n")
+_LF_DOT = re.compile(rb"\n\.").search
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _BARE_CR = re.compile(rb"\r(?!\n)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -58,30 +60,13 @@ class ContentReader:
         self.eight_bit = False
         self._limit_bytes = limit_bytes
         self._bare_newline = bare_newline
-        self._held = bytearray()
+        self.held = Held()
         self._keeps = True
-
-    @property
-    def held_bytes(self) -> int:
-        return len(self._held)
-
-    def find_in_held(self, octets: bytes, start: int = 0, end: int | None = None) -> int:
-        return self._held.find(octets, start, end)
-
-    def take(self, count: int | None = None) -> bytes:
-        """The first `count` octets held, or all, which are then no longer held."""
-        if count is None or count >= len(self._held):
-            taken = bytes(self._held)
-            self._held = bytearray()
-        else:
-            taken = bytes(memoryview(self._held)[:count])
-            del self._held[:count]
-        return taken
 
     def stop_keeping(self) -> None:
         """Read on to the end of the message, but hold nothing."""
         self._keeps = False
-        self._held = bytearray()
+        self.held.clear()
 
     def _add(self, block: bytes) -> None:
         """Add a block, without stuffed dots. It must not begin or end inside a CRLF."""
@@ -89,7 +74,7 @@ class ContentReader:
         if self.size_bytes > self._limit_bytes:
             self._note(Flaw.TOO_LARGE)
         if self._keeps:
-            self._held += block
+            self.held.add(block)
 
     def _inspect(self, block: bytes) -> bytes:
         """Note what is wrong with octets as they came. Returns them, with bare newlines made spaces
@@ -97,11 +82,13 @@ class ContentReader:
         """
         if self.flaw is Flaw.TOO_LARGE:
             return block
-        if not block.isascii():
+        # All octets are looked at in C, and in as few passes as Python has for it.
+        text = block.decode("latin-1")
+        if not text.isascii():
             self.eight_bit = True
         if b"\0" in block:
             self._note(Flaw.NUL)
-        if len(block.translate(None, _NO_NEWLINES)) != 2 * block.count(b"\r\n"):
+        if _has_bare_newline(text):
             if self._bare_newline is BareNewline.NORMALISE:
                 return _BARE.sub(b" ", block)
             if self._bare_newline is BareNewline.LINE_END:
@@ -142,18 +129,19 @@ class DataReader(ContentReader):
         octets = self._tail + data[start:]
         if self._bare_newline is BareNewline.LINE_END:
             return self._feed_lines(octets, len(data) - start, len(data))
-        end = octets.find(_END)
+        dot = _line_with_dot(octets)
+        end = octets.find(_END, dot) if dot >= 0 else -1
         if end < 0:
             keep = _possible_end(octets)
             self.read_bytes += len(data) - start
             self._tail = octets[len(octets) - keep :]
-            self._take_in(octets[: len(octets) - keep])
+            self._take_in(octets[: len(octets) - keep], has_dots=dot >= 0)
             self.ends_with_bare_dot = self.flaw is Flaw.BARE_NEWLINE and octets.endswith(b"\n.\n")
             return len(data)
         position = len(data) - (len(octets) - end - len(_END))
         self.read_bytes += position - start
         self._tail = b""
-        self._take_in(octets[: end + 2])
+        self._take_in(octets[: end + 2], has_dots=dot < end)
         self.complete = True
         return position
 
@@ -175,16 +163,16 @@ class DataReader(ContentReader):
         left = len(octets) - end if end >= 0 else 0
         self.read_bytes += count - left
         self._tail = octets[line_end:] if end < 0 else b""
-        self._take_in(octets[:line_end])
+        self._take_in(octets[:line_end], has_dots=True)
         self.complete = end >= 0
         return size - left
 
-    def _take_in(self, block: bytes) -> None:
+    def _take_in(self, block: bytes, *, has_dots: bool) -> None:
+        """Take in a block; `has_dots`: a line of it may begin with a dot."""
         if not block:
             return
         block = self._inspect(block)
-        # A search for one octet is much faster than for three, and encoded content has no dots.
-        if b"." in block and b"\r\n." in block:
+        if has_dots:
             block = block.replace(b"\r\n.", b"\r\n")
         if self._implied:
             block = block[self._implied :]
@@ -239,6 +227,22 @@ class BdatReader(ContentReader):
         if not self._ended_line:
             self._add(b"\r\n")  # content that is sent with DATA has to end with a line end
         self.complete = True
+
+
+def _has_bare_newline(text: str) -> bool:
+    """Whether a CR or LF stands alone. The decoder tells which kinds of line ends it saw: it knows
+    them in one pass, as `count` and `translate` do not.
+    """
+    decoder = IncrementalNewlineDecoder(None, translate=False)
+    decoder.decode(text, final=True)
+    return decoder.newlines not in (None, "\r\n")
+
+
+def _line_with_dot(octets: bytes) -> int:
+    """Where the first line that begins with a dot may begin, behind its CR; -1: there is none."""
+    # A search for one octet is much faster than for two, and encoded content has no dots.
+    found = _LF_DOT(octets) if b"." in octets else None
+    return max(0, found.start() - 1) if found is not None else -1
 
 
 def _possible_end(octets: bytes) -> int:

@@ -89,7 +89,6 @@ class Intake:
         self._reception = reception
         self._session = session
         self._opened: Screened | None = None
-        self._front = b""
         self._staged_bytes = 0
         self._staging: asyncio.Future[None] | None = None
         self._staging_bytes = 0
@@ -98,12 +97,12 @@ class Intake:
 
     def should_stage(self) -> bool:
         """Whether so much is held that a piece of it should go to the store now."""
-        held, buffered = self.reader.held_bytes, self._reception.buffered
+        held, buffered = len(self.reader.held), self._reception.buffered
         if held >= SMALL_BYTES or self._counted_bytes:
-            self._count(self._staging_bytes + held + len(self._front))
+            self._count(self._staging_bytes + held)
         if held < buffered.piece_bytes or self.refusal is not None:
             return False
-        if self._opened is not None or self._header_size() >= 0:
+        if self._opened is not None or self._has_header():
             return True
         if held > HEADER_SECTION_OCTETS:
             self._refuse(HEADER_TOO_LARGE)
@@ -117,22 +116,21 @@ class Intake:
         When this returns, the last piece is still being written: the session reads on meanwhile.
         """
         if self._opened is None:
-            await self._open(self.reader.take(self._header_size()))
+            await self._open()
         while self.refusal is None and self._has_piece():
             await self._stage_one()
-        self._count(self._staging_bytes + len(self._front) + self.reader.held_bytes)
+        self._count(self._staging_bytes + len(self.reader.held))
 
     def _has_piece(self) -> bool:
         """Whether a whole piece is held."""
-        held = len(self._front) + self.reader.held_bytes
-        return held >= self._reception.buffered.piece_bytes
+        return len(self.reader.held) >= self._reception.buffered.piece_bytes
 
     async def finish(self) -> Refusal | None:
         """Accept the complete message, or return why not. After None it is committed and synced."""
         if self.reader.flaw is not None:
             self._refuse(refusal_of(self.reader.flaw))
         if self.refusal is None and self._opened is None:
-            await self._open(self.reader.take())
+            await self._open()
         if self.refusal is None and self._has_piece():
             await self.stage()
         if self._staging is not None:
@@ -162,17 +160,19 @@ class Intake:
         self._reception.buffered.held_bytes += held_bytes - self._counted_bytes
         self._counted_bytes = held_bytes
 
-    def _header_size(self) -> int:
-        """How many held octets to judge: all, once the header section is complete; else -1."""
-        if self.reader.find_in_held(b"\r\n", 0, 2) == 0:  # no header section; judge the text
-            return self.reader.held_bytes
-        found = self.reader.find_in_held(b"\r\n\r\n", self._searched)
-        if found < 0:
-            self._searched = max(0, self.reader.held_bytes - 3)
-            return -1
-        return self.reader.held_bytes
+    def _has_header(self) -> bool:
+        """Whether the header section is complete. Content that begins with an empty line has none,
+        and is judged, too.
+        """
+        held = self.reader.held
+        if held.find(b"\r\n", 0, 2) == 0 or held.find(b"\r\n\r\n", self._searched) >= 0:
+            return True
+        self._searched = max(0, len(held) - 3)
+        return False
 
-    async def _open(self, content: bytes) -> None:
+    async def _open(self) -> None:
+        """Judge the header section, and put it back as it is from now on."""
+        content = self.reader.held.take_all()
         if len(content) <= AT_ONCE_OCTETS:
             opened, rest = self._screened(content)
         else:
@@ -183,7 +183,8 @@ class Intake:
             self._refuse(opened)
         else:
             self._opened = opened
-            self._front = opened.header + rest
+            self.reader.held.put_back(rest)
+            self.reader.held.put_back(opened.header)
 
     def _screened(self, content: bytes) -> tuple[Screened | Refusal, bytes]:
         """The decision about the header section, and the content after it."""
@@ -202,17 +203,13 @@ class Intake:
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = self.refusal or refusal
         self.reader.stop_keeping()
-        self._front = b""
         self._count(0)
 
     async def _stage_one(self) -> None:
         await self._staged()
         if self.refusal is not None:
             return
-        piece = self._front[:CHUNK_BYTES]
-        self._front = self._front[CHUNK_BYTES:]
-        if len(piece) < CHUNK_BYTES:
-            piece += self.reader.take(CHUNK_BYTES - len(piece))
+        piece = self.reader.held.take(CHUNK_BYTES)
         staging = self._reception.store.stage(self.queue_id, self._staged_bytes, piece)
         # Counted before the write: a piece that fails half-way has to be discarded, too.
         self._staged_bytes += len(piece)
@@ -229,7 +226,7 @@ class Intake:
 
     async def _accept(self) -> None:
         assert self._opened is not None
-        content = self._front + self.reader.take()
+        content = self.reader.held.take_all()
         message, recipients = complete(
             self._opened,
             self._session,

@@ -124,8 +124,8 @@ def content(octets: bytes) -> None:
     assert whole.complete
     assert pieces.complete
     assert (pieces.flaw, rest) == (whole.flaw, wire[end:])
-    taken = whole.take()
-    assert pieces.take() == taken
+    taken = whole.held.take_all()
+    assert pieces.held.take_all() == taken
     if not (bare_newline is BareNewline.LINE_END and with_lf):
         assert wire[end:] == (b"\r\n" + wire).partition(b"\r\n.\r\n")[2]
     if whole.flaw is None:
@@ -142,7 +142,7 @@ def _goes_on(taken: bytes, how: int) -> None:
     assert len(re.findall(rb"(?:\r\n|\r|\n|\A)\.(?:\r\n|\r|\n)", sent)) == 1
     reader = DataReader(limit_bytes=10_000)
     assert reader.feed(sent) == len(sent)
-    arrived = reader.take()
+    arrived = reader.held.take_all()
     assert arrived in (taken, taken + b"\r\n")
 
 
@@ -154,7 +154,7 @@ def _in_chunks(octets: bytes, how: int) -> None:
         assert reader.feed(chunk) == len(chunk)
     assert reader.complete
     if reader.flaw is None:
-        assert reader.take() in (octets, octets + b"\r\n")
+        assert reader.held.take_all() in (octets, octets + b"\r\n")
 
 
 def headers(octets: bytes) -> None:

@@ -109,7 +109,7 @@ def test_message_that_comes_octet_by_octet_is_accepted_after_its_commit():
         said += made.feed(bytes([octet]))
     assert codes(said) == [250, 250, 250, 354]
     [finish] = only(said, Finish)
-    assert finish.intake.reader.take() == b"Subject: hello\r\n\r\n.dot\r\n"
+    assert finish.intake.reader.held.take_all() == b"Subject: hello\r\n\r\n.dot\r\n"
     assert made.resume(None) == [b"250 2.0.0 Ok: queued as Q1\r\n"]
     assert not made.in_transaction
 
