@@ -260,6 +260,18 @@ def test_a_decision_touches_neither_network_nor_disk_nor_clock(module: str) -> N
     assert not wrong, wrong
 
 
+def test_no_module_imports_a_name_that_another_keeps_to_itself() -> None:
+    wrong = [
+        f"{module}:{node.lineno} imports {alias.name}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("relay")
+        for alias in node.names
+        if alias.name.startswith("_") and alias.name != "__version__"
+    ]
+    assert not wrong, wrong
+
+
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_every_module_opens_as_a_manual_page_does(module: str) -> None:
     assert ast.get_docstring(MODULES[module]), f"{module} says nothing of itself"

@@ -12,8 +12,6 @@ from relay.mail.jsontext import JsonFields, JsonObject
 from relay.mail.outcome import CertificateFacts
 from relay.route.mta_sts import matches
 
-__all__ = ["as_json", "faults"]
-
 
 def as_json(facts: CertificateFacts) -> JsonObject:
     """A certificate as in the delivery log, with all its names."""

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from relay.mail.jsontext import JsonDocument, of_json
 
-__all__ = ["NotRunning", "RelayError", "ask", "who_may_open"]
-
 _GONE = (errno.ENOENT, errno.ECONNREFUSED)
 
 

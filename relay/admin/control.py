@@ -51,8 +51,6 @@ from relay.queue.store import EventFilter
 from relay.queue.verbs import VERBS
 from relay.route.mta_sts import policy_domain
 
-__all__ = ["Control", "settings_of"]
-
 FOLLOW_SECONDS = 0.5
 
 log = logging.getLogger("relay.control")

@@ -35,15 +35,6 @@ from relay.admin.requests import RequestError
 from relay.mail.jsontext import JsonObject, to_json
 from relay.queue.store import SpoolError
 
-__all__ = [
-    "REQUEST_BYTES",
-    "AnswerLines",
-    "ControlServer",
-    "RequestHandler",
-    "SocketTaken",
-    "start_control",
-]
-
 REQUEST_BYTES = 1024 * 1024
 REQUEST_SECONDS = 10.0
 WRITE_SECONDS = 60.0

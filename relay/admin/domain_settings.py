@@ -19,8 +19,6 @@ from relay.mail.jsontext import JsonObject
 from relay.policy.rules import PolicyRules, TlsRule, with_overlay
 from relay.queue.api_state import ApiState, DomainSettings, Webhook
 
-__all__ = ["SettingsElsewhere", "SettingsInForce", "SharedSettings", "overlay_of"]
-
 
 class SharedSettings(Protocol):
     """Memory that one process writes and others read."""

@@ -17,18 +17,6 @@ from relay.mail.memory import DomainMemory, HostMemory, Run, Shown
 from relay.route.memory import MemoryOptions, known_hosts, without_expired
 from relay.route.suggestions import Suggestion, suggested
 
-__all__ = [
-    "Memory",
-    "MemoryFilter",
-    "forget",
-    "forget_filter",
-    "list_memories",
-    "memory_as_json",
-    "memory_filter",
-    "suggest",
-    "suggestion_bounds",
-]
-
 _FILTERS = frozenset({"domain", "host", "level", "alarm"})
 
 

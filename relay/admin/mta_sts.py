@@ -7,8 +7,6 @@ from typing import Protocol
 from relay.mail.jsontext import JsonObject
 from relay.route.mta_sts import KeptPolicy, Refreshed
 
-__all__ = ["Policies", "policy_as_json"]
-
 
 class Policies(Protocol):
     """The policies of a running relay: `relay.deliver.sts_policies.StsPolicies`."""

@@ -38,27 +38,6 @@ from relay.route.choice import said
 from relay.route.forecast import Forecast, sentence
 from relay.route.next_hop import Host, NoRoute, RouteChoice
 
-__all__ = [
-    "Changed",
-    "change_in_steps",
-    "choice_as_json",
-    "find_events",
-    "follow_events",
-    "forecast_as_json",
-    "host_as_json",
-    "item_as_json",
-    "list_queue",
-    "listed",
-    "message_state",
-    "no_route_as_json",
-    "node_as_json",
-    "page_as_json",
-    "pages_of",
-    "show_message",
-    "timestamp",
-    "tlsa_text",
-]
-
 T = TypeVar("T")
 
 PAGE = 500

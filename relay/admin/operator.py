@@ -17,8 +17,6 @@ from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes
 from relay.queue.store import QueueControl, QueueFilter, QueueView
 
-__all__ = ["Deliveries", "Operator", "RunningRelay"]
-
 
 @dataclass(frozen=True, slots=True)
 class Deliveries:

@@ -24,19 +24,6 @@ from relay.queue.statistics import (
     whole_hours,
 )
 
-__all__ = [
-    "Summary",
-    "count_of_json",
-    "counts",
-    "counts_as_json",
-    "csv_cell",
-    "csv_lines",
-    "exception_as_json",
-    "listing",
-    "period",
-    "summary_of",
-]
-
 PAGE = 500
 
 _COLUMNS = (

@@ -17,20 +17,6 @@ from relay.queue.entry import State
 from relay.queue.statistics import CountFilter
 from relay.queue.store import EventFilter, QueueFilter
 
-__all__ = [
-    "RequestError",
-    "change_filter",
-    "check_all",
-    "check_known",
-    "count_filter",
-    "domain_in",
-    "event_filter",
-    "number_in",
-    "queue_filter",
-    "queue_request",
-    "text_in",
-]
-
 
 class RequestError(Exception):
     """A request is invalid, or cannot be answered. The text says why."""

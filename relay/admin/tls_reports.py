@@ -15,8 +15,6 @@ from relay.admin.requests import RequestError, domain_in, text_in
 from relay.mail.jsontext import JsonObject
 from relay.queue.tls_sessions import ListedReport, SentReport
 
-__all__ = ["Reports", "tls_report_answer"]
-
 
 class Reports(Protocol):
     """The reports of a running relay: `relay.deliver.tls_reports.TlsReporter`."""

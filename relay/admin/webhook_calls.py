@@ -10,8 +10,6 @@ from relay.queue.api_state import PendingCall, Webhook
 from relay.queue.store import StoredEvent
 from relay.report.webhook import kind_of
 
-__all__ = ["calls_about"]
-
 
 def calls_about(
     webhooks: Sequence[Webhook], events: Sequence[StoredEvent], *, now: datetime

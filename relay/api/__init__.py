@@ -19,7 +19,8 @@ The modules `mailgun*` decide what a form means and make its message. They are p
 """
 
 from relay.api.caller import Caller
-from relay.api.server import CONNECTIONS, HAS_KEY, HttpError, HttpServer, start_http
+from relay.api.entrance import HttpError
+from relay.api.server import CONNECTIONS, HAS_KEY, HttpServer, start_http
 from relay.api.state import Api, HttpOptions
 from relay.api.targets import Targets
 

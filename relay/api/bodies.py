@@ -23,8 +23,6 @@ from aiohttp import StreamReader, web
 
 from relay.api.mailgun_form import ApiError
 
-__all__ = ["BODY", "Body", "BodyBuffers"]
-
 _PIECE_OCTETS = 32 * 1024
 _FREE_OCTETS = 256 * 1024
 _WAIT_SECONDS = 10.0

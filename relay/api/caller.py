@@ -33,8 +33,6 @@ from relay.queue.store import EventLog, SpoolError
 from relay.report.webhook import next_try, payload
 from relay.route.judged import JudgedResolver
 
-__all__ = ["Caller"]
-
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5

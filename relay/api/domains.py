@@ -12,8 +12,6 @@ from relay.api.state import Api, answer, sender_domain
 from relay.policy.rules import effective
 from relay.queue.api_state import DomainSettings
 
-__all__ = ["get_connection", "get_domain", "list_domains", "set_connection", "set_domain"]
-
 log = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from typing_extensions import TypedDict
 from relay.api import domains, events, operator, schemas, sending, webhooks
 from relay.api.state import Handler
 
-__all__ = ["ENDPOINTS", "TEXT", "Endpoint"]
-
 TEXT = "text/plain"
 """In the place of the type of an answer: plain text."""
 

@@ -30,8 +30,6 @@ from relay.mail.jsontext import JsonFields
 from relay.submit.failures import client_key
 from relay.submit.log_limit import LogLimit
 
-__all__ = ["Entrance", "HttpError"]
-
 log = logging.getLogger(__name__)
 
 _BACKLOG = 256

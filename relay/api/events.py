@@ -12,8 +12,6 @@ from relay.api.mailgun_form import ApiError, shown
 from relay.api.state import Api, answer, sender_domain
 from relay.queue.store import SearchTooLong, StoredEvent
 
-__all__ = ["list_events"]
-
 _PATIENCE = timedelta(seconds=1)
 """The time for a page: a search for rare events would go through the whole log."""
 

@@ -18,8 +18,6 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from relay.api.mailgun_form import ApiError, File, Form, shown
 
-__all__ = ["FIELDS_OCTETS", "FormParser", "parser_for"]
-
 FIELDS_OCTETS = 8 * 1024 * 1024
 _MOST_FIELDS = 10_000
 _HEADER_OCTETS = 4096

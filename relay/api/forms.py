@@ -11,8 +11,6 @@ from relay.api.bodies import BODY
 from relay.api.formparser import FIELDS_OCTETS, parser_for
 from relay.api.mailgun_form import ApiError, Form
 
-__all__ = ["read_form", "read_json"]
-
 
 async def read_form(request: web.Request) -> Form:
     """The form of a request; a body of another kind is an empty form."""

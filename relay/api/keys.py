@@ -17,8 +17,6 @@ from datetime import datetime
 from relay.submit.failures import Failures
 from relay.submit.secrets import SecretChecker, SecretVerdict, log_refused
 
-__all__ = ["Keys", "SecretVerdict"]
-
 log = logging.getLogger(__name__)
 
 _USER = b"api"

@@ -40,8 +40,6 @@ from relay.submit.options import (
     unique_tags,
 )
 
-__all__ = ["SendRequest", "read_send_request", "sending_domain"]
-
 T = TypeVar("T")
 
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from relay.api.mailgun_form import ApiError, unfolded
 from relay.mail.address import AddressError, domain_of, parse_path
 
-__all__ = ["Mailbox", "authors", "mailboxes"]
-
 _COMMENT_LAST = re.compile(r"(.*?[^ \t])[ \t]*\(([^()]*)\)", re.DOTALL)
 
 

@@ -11,8 +11,6 @@ from relay.policy.fields import yes_or_no
 from relay.policy.settings import TlsSettings
 from relay.queue.api_state import DomainSettings
 
-__all__ = ["as_connection", "as_domain", "as_updated", "read_settings"]
-
 _SETTINGS = frozenset({"require_tls", "skip_verification", "require-tls", "skip-verification"})
 _IGNORED = frozenset({"spam_action", "web_prefix", "web_scheme", "wildcard"})
 """Settings of Mailgun for tracking links and incoming mail, which have no effect here."""

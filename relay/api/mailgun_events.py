@@ -28,8 +28,6 @@ from relay.mail.dates import read_date
 from relay.mail.jsontext import JsonDocument
 from relay.queue.store import EventFilter, StoredEvent
 
-__all__ = ["EventQuery", "item_of", "links", "read_query"]
-
 MAX_LIMIT = 300
 _DEFAULT_LIMIT = 100
 _FARTHEST = 1 << 4096

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["ApiError", "File", "Form", "shown", "unfolded"]
-
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
 
 

@@ -25,8 +25,6 @@ from relay.mail.address import in_header
 from relay.mail.header import unfold
 from relay.mail.section import HeaderSection
 
-__all__ = ["author_of", "header_fields", "header_section", "own_message_id", "with_own_fields"]
-
 _MADE_HERE = frozenset(
     {
         "bcc",

@@ -38,8 +38,6 @@ from urllib.parse import quote
 from relay.api.mailgun_form import ApiError, File, Form, shown
 from relay.api.mailgun_header import header_section
 
-__all__ = ["compose", "normalise_mime"]
-
 _POLICY = email.policy.SMTP.clone(cte_type="7bit")
 _HEADER_POLICY = _POLICY.clone(cte_type="8bit", max_line_length=990)
 """For the fields of parts: a folded Content-ID would not match its URL."""

@@ -15,16 +15,6 @@ from dataclasses import replace
 
 from relay.api.mailgun_form import ApiError, File, Form, shown
 
-__all__ = [
-    "FILES",
-    "IGNORED",
-    "MADE_ALREADY",
-    "OBEYED",
-    "REFUSED",
-    "checked_message",
-    "checked_mime",
-]
-
 OBEYED = frozenset(
     {
         "o:deliver-within",

@@ -15,8 +15,6 @@ from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.queue.verbs import VERBS
 from relay.report.webhook import KINDS
 
-__all__ = ["document", "document_text"]
-
 _REF = "#/components/schemas/{model}"
 
 _IN_PATH: JsonFields = {

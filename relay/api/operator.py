@@ -21,8 +21,6 @@ from relay.policy.fields import Wishes, yes_or_no
 from relay.queue.store import QueueFilter, more_follows
 from relay.queue.verbs import VERBS
 
-__all__ = ["change", "explain", "list_queue", "probe", "show", "status"]
-
 log = logging.getLogger(__name__)
 
 _MOST_ITEMS = 1000

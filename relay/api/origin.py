@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-__all__ = ["is_foreign"]
-
 _OURS = ("same-origin", "none")
 """`none`: the user typed the URL, or used a bookmark."""
 

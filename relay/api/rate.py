@@ -14,8 +14,6 @@ from typing import Generic, TypeVar
 from relay.mail.newest import keep_newest
 from relay.submit.failures import client_key
 
-__all__ = ["AnswerRate", "Shared"]
-
 T = TypeVar("T")
 
 _WAIT_SECONDS = 1.0

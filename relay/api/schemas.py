@@ -8,25 +8,6 @@ from typing_extensions import TypedDict
 
 from relay.mail.jsontext import JsonDocument
 
-__all__ = [
-    "Changed",
-    "Connection",
-    "ConnectionUpdated",
-    "Domain",
-    "DomainAnswer",
-    "DomainList",
-    "EventPage",
-    "Explained",
-    "Message",
-    "Probed",
-    "QueueItem",
-    "QueuePage",
-    "Sent",
-    "Status",
-    "WebhookAnswer",
-    "WebhookList",
-]
-
 
 class Message(TypedDict):
     """A sentence. Every refusal has this form."""

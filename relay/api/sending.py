@@ -39,8 +39,6 @@ from relay.submit.message import (
 )
 from relay.submit.trace import Arrival, missing_fields, received_field, tcp_info
 
-__all__ = ["send", "send_mime"]
-
 log = logging.getLogger(__name__)
 
 

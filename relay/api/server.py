@@ -33,7 +33,7 @@ from aiohttp import web
 from relay.api.bodies import BODY, Body, BodyBuffers
 from relay.api.endpoints import ENDPOINTS, TEXT, Endpoint
 from relay.api.entrance import Entrance, HttpError
-from relay.api.keys import Keys, SecretVerdict
+from relay.api.keys import Keys
 from relay.api.mailgun_form import ApiError
 from relay.api.openapi import document_text
 from relay.api.origin import is_foreign
@@ -44,16 +44,7 @@ from relay.mail.jsontext import JsonFields
 from relay.queue.store import SpoolError
 from relay.submit.certificates import ServerTls
 from relay.submit.failures import client_key
-
-__all__ = [
-    "CONNECTIONS",
-    "HAS_KEY",
-    "PROTOCOL_OPTIONS",
-    "HttpError",
-    "HttpServer",
-    "application",
-    "start_http",
-]
+from relay.submit.secrets import SecretVerdict
 
 log = logging.getLogger(__name__)
 

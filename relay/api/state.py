@@ -15,8 +15,6 @@ from relay.policy.rules import PolicyRules
 from relay.queue.api_state import ApiState
 from relay.queue.store import MessageSink
 
-__all__ = ["API", "Api", "Handler", "HttpOptions", "answer", "api_of", "sender_domain"]
-
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:

@@ -17,8 +17,6 @@ from relay.api.mailgun_form import shown
 from relay.route.addresses import Network, Own, judge, parse_address
 from relay.route.answers import AddressAnswer, AddressLookup
 
-__all__ = ["NoTarget", "Targets"]
-
 _NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", re.IGNORECASE)
 """A host that some programs take for an IPv4 address (WHATWG URL §3.5): 2130706433, 0x7f.1."""
 

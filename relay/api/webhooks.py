@@ -12,8 +12,6 @@ from relay.api.mailgun_form import ApiError, Form
 from relay.api.state import Api, answer, sender_domain
 from relay.report import webhook
 
-__all__ = ["create", "get", "list_all", "remove", "update"]
-
 _MOST_URLS = 3
 
 

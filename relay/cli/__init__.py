@@ -19,8 +19,6 @@ import click
 from relay import __version__
 from relay.cli.common import LazyGroup, config_file, config_option
 
-__all__ = ["main", "relay"]
-
 _COMMANDS = {
     "check": "relay.cli.check:check",
     "completion": "relay.cli.completion:completion",

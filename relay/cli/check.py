@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 from relay.cli.common import config_file, config_option, fail
 
-__all__ = ["check"]
-
 SERVICE_USER = "relay"
 """The user of the systemd unit."""
 

@@ -22,24 +22,6 @@ if TYPE_CHECKING:
     from relay.config import Config
     from relay.deliver.memory import DowngradeMemory
 
-__all__ = [
-    "LazyGroup",
-    "age",
-    "age_text",
-    "answer_text",
-    "answers",
-    "below",
-    "config_file",
-    "config_is_named",
-    "config_option",
-    "domain_name",
-    "fail",
-    "load_config",
-    "not_empty",
-    "printable",
-    "size_text",
-]
-
 _CONFIG = "relay.config"
 
 _WITHOUT_RELAY = ("list", "nodes", "show", "log", "report", "memory-list", "memory-suggest")

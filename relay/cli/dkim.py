@@ -8,8 +8,6 @@ import click
 
 from relay.cli.common import fail
 
-__all__ = ["dkim_key"]
-
 
 @click.command("dkim-key")
 @click.argument("domain", metavar="DOMAIN")

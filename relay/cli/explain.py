@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relay.cli.common import age_text, config_file, config_option, fail, load_config, printable
+from relay.cli.common import age_text, config_file, config_option, fail, load_config
 from relay.cli.routing import floor_lines, host_text, lookups, no_route_text, policy_line
 from relay.mail.jsontext import JsonDocument
+from relay.mail.printable import printable
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from relay.queue.api_state import DomainSettings
     from relay.queue.location import QueueLocation
     from relay.route.next_hop import Auth
-
-__all__ = ["explain"]
 
 _YES_NO = click.Choice(["yes", "no"])
 

@@ -8,8 +8,6 @@ import click
 
 from relay.cli.common import config_file, config_option, fail, load_config
 
-__all__ = ["health"]
-
 
 @click.command()
 @click.option(

@@ -11,22 +11,13 @@ from typing import Any
 
 import click
 
-from relay.cli.common import (
-    answers,
-    below,
-    config_file,
-    config_option,
-    load_config,
-    not_empty,
-    printable,
-)
+from relay.cli.common import answers, below, config_file, config_option, load_config, not_empty
 from relay.cli.times import since as _since
 from relay.cli.times import time_text
 from relay.cli.times import until as _until
 from relay.mail.jsontext import JsonDocument
+from relay.mail.printable import printable
 from relay.report.words import operator_text, sentence_of, shown_name
-
-__all__ = ["log"]
 
 _COLOURS = {"accepted": "cyan", "delivered": "green", "deferred": "yellow", "failed": "red"}
 

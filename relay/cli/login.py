@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from relay.cli.common import config_file, config_option, fail, load_config, not_empty, printable
+from relay.cli.common import config_file, config_option, fail, load_config, not_empty
+from relay.mail.printable import printable
 
 if TYPE_CHECKING:
     from relay.config import Config
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from relay.route.next_hop import TokenSource
     from relay.route.oauth2 import DeviceCode, TokenRequest
     from relay.route.token import Granted, TokenRefused
-
-__all__ = ["login"]
 
 _LOCK_SECONDS = 30.0
 _SCOPE_CURE = (

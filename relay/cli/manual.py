@@ -15,8 +15,6 @@ import click
 from relay import __version__
 from relay.cli import relay
 
-__all__ = ["each_command", "man_page", "man_page_of_file"]
-
 
 def man_page() -> str:
     """The whole page in man(7)'s language."""

@@ -17,11 +17,9 @@ from relay.cli.common import (
     domain_name,
     fail,
     load_config,
-    printable,
 )
 from relay.mail.jsontext import JsonDocument
-
-__all__ = ["memory"]
+from relay.mail.printable import printable
 
 _COLOURS = {"verified": "green", "encrypted": "yellow", "none": "red"}
 _LEVELS = click.Choice(["none", "encrypted", "verified"])

@@ -16,11 +16,9 @@ from relay.cli.common import (
     domain_name,
     fail,
     load_config,
-    printable,
 )
 from relay.mail.jsontext import JsonDocument
-
-__all__ = ["mta_sts"]
+from relay.mail.printable import printable
 
 _COLOURS = {"enforce": "green", "testing": "yellow", "none": "cyan"}
 

@@ -21,8 +21,6 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["own_networks", "with_own_networks"]
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -6,8 +6,6 @@ import click
 
 from relay.cli.common import LazyGroup, config_option
 
-__all__ = ["policy"]
-
 _COMMANDS = {
     "import": "relay.cli.policy_import:import_",
     "suggest": "relay.cli.policy_suggest:suggest",

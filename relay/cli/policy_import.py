@@ -17,24 +17,16 @@ from typing import IO, Any
 
 import click
 
-from relay.cli.common import (
-    config_file,
-    config_is_named,
-    config_option,
-    fail,
-    load_config,
-    printable,
-)
+from relay.cli.common import config_file, config_is_named, config_option, fail, load_config
 from relay.config import Config
 from relay.config.parts import routes_of
+from relay.mail.printable import printable
 from relay.policy.postfix_files import HIDDEN, PostfixFile, holds_secret, kind_of
 from relay.policy.postfix_import import ImportedLine, imported, imported_level
 from relay.policy.postfix_remarks import Difference, OurTls, PostfixNextHop
 from relay.policy.postfix_senders import ImportedSender, by_pattern, imported_senders
 from relay.policy.postfix_table import PostfixLevel
 from relay.policy.rules import DestinationRule
-
-__all__ = ["import_"]
 
 _WIDTH = 100
 _TYPE = re.compile(r"^(?:hash|btree|lmdb|cdb|dbm|sdbm|texthash|regexp|pcre):(?=.)")

@@ -9,23 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relay.cli.common import (
-    age,
-    age_text,
-    answers,
-    config_file,
-    config_option,
-    load_config,
-    printable,
-)
+from relay.cli.common import age, age_text, answers, config_file, config_option, load_config
 from relay.mail.jsontext import JsonDocument
+from relay.mail.printable import printable
 
 if TYPE_CHECKING:
     from relay.policy.rules import DestinationRule
 
     Rules = Mapping[str, DestinationRule]
-
-__all__ = ["suggest"]
 
 _DAY = timedelta(days=1)
 _NAMED = 10

@@ -9,22 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relay.cli.common import (
-    age,
-    config_file,
-    config_option,
-    domain_name,
-    fail,
-    load_config,
-    printable,
-)
+from relay.cli.common import age, config_file, config_option, domain_name, fail, load_config
 from relay.cli.routing import floor_lines, host_text, lookups, no_route_text, policy_line
 from relay.mail.jsontext import JsonDocument
+from relay.mail.printable import printable
 
 if TYPE_CHECKING:
     from relay.config import Config
-
-__all__ = ["probe"]
 
 
 @click.command()

@@ -21,12 +21,10 @@ from relay.cli.common import (
     fail,
     load_config,
     not_empty,
-    printable,
     size_text,
 )
 from relay.mail.jsontext import JsonDocument, to_json
-
-__all__ = ["pages", "print_list", "queue"]
+from relay.mail.printable import printable
 
 F = TypeVar("F", bound=Callable[..., object])
 

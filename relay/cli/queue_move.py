@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relay.cli.common import config_file, config_option, fail, load_config, printable, size_text
+from relay.cli.common import config_file, config_option, fail, load_config, size_text
 from relay.mail.jsontext import to_json
+from relay.mail.printable import printable
 
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.queue.move import MoveResult, MovingQueue
-
-__all__ = ["export", "import_"]
 
 _directory = click.argument(
     "directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path)

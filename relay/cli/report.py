@@ -12,20 +12,11 @@ from itertools import chain
 import click
 
 from relay.admin.report import Summary, count_of_json, csv_lines, summary_of
-from relay.cli.common import (
-    answers,
-    below,
-    config_file,
-    config_option,
-    load_config,
-    not_empty,
-    printable,
-)
+from relay.cli.common import answers, below, config_file, config_option, load_config, not_empty
 from relay.cli.times import since, time_text, until
 from relay.mail.jsontext import JsonDocument
+from relay.mail.printable import printable
 from relay.queue.statistics import CountedMail
-
-__all__ = ["report"]
 
 _DEFAULT_PERIOD = timedelta(days=30)
 

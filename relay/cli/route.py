@@ -8,22 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from relay.cli.common import (
-    LazyGroup,
-    config_file,
-    config_option,
-    fail,
-    load_config,
-    not_empty,
-    printable,
-)
+from relay.cli.common import LazyGroup, config_file, config_option, fail, load_config, not_empty
 from relay.mail.jsontext import JsonDocument
+from relay.mail.printable import printable
 
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.route.next_hop import NextHop
-
-__all__ = ["named_next_hop", "route"]
 
 _COMMANDS = {"test": "relay.cli.route_trial:test"}
 

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relay.cli.common import config_file, config_option, load_config, not_empty, printable
+from relay.cli.common import config_file, config_option, load_config, not_empty
 from relay.cli.route import named_next_hop
 from relay.mail.jsontext import JsonDocument
+from relay.mail.printable import printable
 
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.deliver.hop_trial import TrialStep
     from relay.route.next_hop import NextHop
-
-__all__ = ["test"]
 
 
 @click.command()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from relay.mail.printable import printable
+
 if TYPE_CHECKING:
     from relay.config import Config
     from relay.deliver.floors import Floors
@@ -17,16 +19,6 @@ if TYPE_CHECKING:
     from relay.route.credentials import RouteCredentials
     from relay.route.next_hop import RouteFinder
     from relay.route.router import Router
-
-__all__ = [
-    "Lookups",
-    "floor_lines",
-    "host_text",
-    "lookups",
-    "make_router",
-    "no_route_text",
-    "policy_line",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +90,6 @@ def make_router(
 
 def host_text(host: JsonDocument) -> str:
     """`mx1.example.net [192.0.2.7]:25  preference 10`; for a route's host, its own options."""
-    from relay.cli.common import printable
-
     words = [
         f"{printable(host['host'])} [{host['address']}]:{host['port']}",
         f"preference {host['preference']}",
@@ -113,16 +103,12 @@ def host_text(host: JsonDocument) -> str:
 
 
 def no_route_text(verdict: JsonDocument) -> str:
-    from relay.cli.common import printable
-
     description = printable(verdict["description"])
     return f"no host to try: {verdict['outcome']}, {verdict['status']} {description}"
 
 
 def policy_line(answer: JsonDocument) -> str:
     """The MTA-STS policy of the recipient's domain in one line."""
-    from relay.cli.common import printable
-
     sts = answer["mta-sts"]
     if sts is None:
         if answer["mta-sts-use"] == "ignore":
@@ -150,7 +136,6 @@ def _by(answer: JsonDocument) -> str:
 def floor_lines(host: JsonDocument, answer: JsonDocument) -> list[str]:
     """The lines about one host's DNS records and configuration. `answer`: the whole of it."""
     from relay.admin.operations import tlsa_text
-    from relay.cli.common import printable
 
     dane = host["dane"]
     if dane["records"]:

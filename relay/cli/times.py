@@ -8,8 +8,6 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-__all__ = ["since", "time_text", "until"]
-
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 

@@ -7,18 +7,9 @@ from datetime import UTC, date, datetime
 
 import click
 
-from relay.cli.common import (
-    answers,
-    config_file,
-    config_option,
-    domain_name,
-    fail,
-    load_config,
-    printable,
-)
+from relay.cli.common import answers, config_file, config_option, domain_name, fail, load_config
 from relay.mail.jsontext import JsonDocument
-
-__all__ = ["tls_report"]
+from relay.mail.printable import printable
 
 _COLOURS = {"sent": "green", "due": "yellow", "given-up": "red"}
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from relay.deliver.tokens import TokenClient
     from relay.route.dns import DnsResolver
 
-__all__ = ["Asking", "asking"]
-
 
 @dataclass(frozen=True, slots=True)
 class Asking:

@@ -26,8 +26,6 @@ from relay.route.mx import hop_host_names
 from relay.route.next_hop import NO_CHAIN, Auth, AuthMechanism, Grant, NextHop, TlsMode, TokenSource
 from relay.route.secret_files import SecretFileError, place_of, read_text, shown_path
 
-__all__ = ["consider_routes"]
-
 
 def consider_routes(config: Config) -> Iterator[Remark]:
     yield from _consider_names(config)

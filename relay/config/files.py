@@ -9,14 +9,6 @@ from pathlib import Path
 from relay.config.remark import Remark
 from relay.route.secret_files import SecretFileError, place_of, read_line, shown_path
 
-__all__ = [
-    "bad_roots",
-    "consider_certificate",
-    "consider_openness",
-    "consider_secret",
-    "not_by_systemd",
-]
-
 _READABLE = "correct the path, or let the relay's user read it"
 _PASTED = "write the secret into a file, and the whole path of that file here"
 

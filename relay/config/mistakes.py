@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["ConfigError", "Location", "Mistake", "shown", "split"]
-
 
 @dataclass(frozen=True, slots=True)
 class Location:

@@ -15,8 +15,6 @@ from relay.route.name_servers import ResolverOptions
 if TYPE_CHECKING:
     from relay.route.router import RouteOptions
 
-__all__ = ["logged_in_at", "resolver_options", "route_options", "routes_of"]
-
 
 def resolver_options(config: Config) -> ResolverOptions:
     """`resolver`."""

@@ -15,8 +15,6 @@ from relay.config import Config, as_document
 from relay.config.shape import Section, Shape, section_of
 from relay.config.tree import dotted
 
-__all__ = ["Changes", "changes", "taken_over"]
-
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 

@@ -31,8 +31,6 @@ from relay.config.words import WORDS
 from relay.mail.jsontext import JsonDocument
 from relay.mail.option import TextForm
 
-__all__ = ["json_schema"]
-
 _TRUTHS = [True, False, *quantities.TRUTHS]
 
 

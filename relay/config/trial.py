@@ -32,8 +32,6 @@ from relay.route.answers import Unanswered
 from relay.route.dns import DnsResolver
 from relay.route.name_servers import ResolverError
 
-__all__ = ["acting_as", "try_start"]
-
 _PROBE_NAME = "relay-check.invalid"
 """RFC 6761 §6.4: a name that is nobody's. Any answer shows that somebody answers."""
 

@@ -15,8 +15,6 @@ from relay.config.remark import Remark
 from relay.config.sections import Config
 from relay.receive.spec import UnixAddress, parse_address
 
-__all__ = ["UNIT", "UNIT_SETTINGS", "beyond_unit", "read_settings"]
-
 UNIT = "relay.service"
 UNIT_SETTINGS = (
     *("LoadState", "ProtectHome", "ProtectSystem", "ReadWritePaths"),

@@ -35,8 +35,6 @@ from relay.workers.systemd import Systemd
 from relay.workers.worker import StartError, Worker
 from relay.workers.worker_config import worker_config
 
-__all__ = ["Demonstration", "serve"]
-
 log = logging.getLogger(__name__)
 
 QUERIES = 100

@@ -73,8 +73,6 @@ from relay.web.state import Caught
 from relay.workers.worker import StartError, Worker
 from relay.workers.worker_config import shared_spool
 
-__all__ = ["Parts", "assemble"]
-
 log = logging.getLogger(__name__)
 
 _FLOOR_SECONDS = 1.0

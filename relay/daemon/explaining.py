@@ -28,17 +28,6 @@ from relay.route.mta_sts import StsMode, matches
 from relay.route.next_hop import Host, Hosts, Naming, NoRoute, Route, RouteFinder
 from relay.route.security import Requirement, SecurityOptions, at_host, requirement, under
 
-__all__ = [
-    "FloorPending",
-    "HostUnderFloor",
-    "domain_rules_as_json",
-    "explain",
-    "floors_of",
-    "host_floor_as_json",
-    "memory_as_json",
-    "sts_as_json",
-]
-
 _BETWEEN_LOOKS = 0.2
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 
-__all__ = ["FileBudget", "budget", "files_needed", "raise_limit"]
-
 RESERVED = 90
 """Queue, logs, control socket, listeners, policies being fetched, the loop itself, and room for
 what opens a file briefly.

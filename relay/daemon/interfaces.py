@@ -30,8 +30,6 @@ from relay.workers.other_worker import OtherWorker
 from relay.workers.worker import StartError
 from relay.workers.worker_config import control_socket, spool
 
-__all__ = ["make_caller", "make_operator", "open_control", "open_http"]
-
 log = logging.getLogger("relay.daemon.running")
 
 

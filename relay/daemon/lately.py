@@ -17,8 +17,6 @@ from typing import NamedTuple
 from relay.deliver import pacing
 from relay.queue.store import EventFilter, QueueView, SpoolError
 
-__all__ = ["Lately", "names_to_look_up", "served_lately"]
-
 log = logging.getLogger(__name__)
 
 _SPAN = timedelta(hours=1)

@@ -32,18 +32,6 @@ from relay.report.gauges import NextHopNow
 from relay.report.metrics import Metrics
 from relay.route.next_hop import NoRoute, Route, RouteFinder
 
-__all__ = [
-    "MeteredSink",
-    "QueuedMail",
-    "connections",
-    "expiries",
-    "log_lag",
-    "metered",
-    "next_hops",
-    "room_at",
-    "stuck_queue",
-]
-
 _A_BEAT_SECONDS = 10.0
 """How long the store's threads may take to answer before they count as stuck."""
 

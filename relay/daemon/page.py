@@ -13,8 +13,6 @@ from relay.daemon.assemble import Parts
 from relay.daemon.status import Status
 from relay.web.state import Facts, Web
 
-__all__ = ["make_page"]
-
 
 def make_page(parts: Parts, status: Status, api: Api) -> Web:
     """The page of a relay: it asks what the HTTP interface asks, and works on the same operator."""

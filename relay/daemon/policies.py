@@ -18,8 +18,6 @@ from relay.queue.policies import PolicyCache
 from relay.route.answers import Resolver
 from relay.route.router import Router
 
-__all__ = ["make_policies"]
-
 
 def make_policies(
     config: Config,

@@ -25,8 +25,6 @@ from relay.deliver.tls import TlsContexts
 from relay.mail.jsontext import JsonObject
 from relay.route.next_hop import NoRoute, RouteFinder
 
-__all__ = ["probe_domain"]
-
 
 async def probe_domain(
     domain: str,

@@ -38,8 +38,6 @@ from relay.workers.systemd import Systemd
 from relay.workers.worker import ALONE, StartError, Worker
 from relay.workers.worker_config import worker_config
 
-__all__ = ["Relay"]
-
 log = logging.getLogger(__name__)
 
 CLIENT_GRACE = timedelta(seconds=10)

@@ -26,8 +26,6 @@ from relay.mail.jsontext import JsonObject
 from relay.policy.fields import Wishes
 from relay.report.gauges import Snapshot
 
-__all__ = ["Status"]
-
 _LISTED_DESTINATIONS = 1000
 _NO_TIME, _COUNT_STANDS = timedelta(0), timedelta(seconds=10)
 _PATIENCE = timedelta(seconds=15)

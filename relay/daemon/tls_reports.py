@@ -14,8 +14,6 @@ from relay.deliver.tls_reports import TlsReporter
 from relay.queue.tls_sessions import TlsSessionsView
 from relay.report.tls_report import MEDIA_TYPE
 
-__all__ = ["make_reporter"]
-
 _AT_ONCE = 20
 _TIMEOUT = timedelta(minutes=1)
 

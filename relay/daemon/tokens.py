@@ -15,8 +15,6 @@ from relay.deliver.tokens import REQUEST_SECONDS, TokenClient
 from relay.route.addresses import Rejection
 from relay.route.answers import Resolver
 
-__all__ = ["make_token_client"]
-
 _AT_ONCE = 20
 
 

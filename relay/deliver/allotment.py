@@ -19,8 +19,6 @@ from dataclasses import dataclass
 
 from relay.route.next_hop import Rate
 
-__all__ = ["LATE_SECONDS", "Spacing", "divided", "spacing"]
-
 LATE_SECONDS = 2.0
 """How much later than another a message may reach the host: it may need a new connection first."""
 

@@ -53,8 +53,6 @@ from relay.queue.store import ClaimLost, SpoolError
 from relay.route.next_hop import Host, NoRoute, RouteFinder
 from relay.route.security import Requirement, at_host, is_below, requirement
 
-__all__ = ["Attempt"]
-
 
 class Attempt:
     """Makes all attempts of a process, and keeps connections for later messages."""

@@ -13,8 +13,6 @@ from cryptography import x509
 from relay.mail.outcome import CertificateFacts
 from relay.route.chain import UNREADABLE, load
 
-__all__ = ["facts_of"]
-
 _REMEMBERED = 256
 
 

@@ -8,8 +8,6 @@ from datetime import datetime
 
 from relay.queue.retry import ClockWatch, watch
 
-__all__ = ["Clocks"]
-
 logger = logging.getLogger(__name__)
 
 

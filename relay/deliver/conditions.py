@@ -18,8 +18,6 @@ from relay.route.mta_sts import StsMode
 from relay.route.next_hop import Host, Hosts
 from relay.route.security import Requirement, SecurityOptions, at_host, under
 
-__all__ = ["Asked", "Conditions"]
-
 
 @record(frozen=True, slots=True)
 class Conditions:

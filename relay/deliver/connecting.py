@@ -28,8 +28,6 @@ from relay.mail.record import replace
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import NextHop
 
-__all__ = ["Connecting"]
-
 _AGAIN_SECONDS = 0.05
 
 

@@ -45,8 +45,6 @@ from relay.mail.reply import Reply
 from relay.route.next_hop import Credentials, Host
 from relay.route.security import Situation
 
-__all__ = ["Connection", "TlsResult"]
-
 _NO_NAME = "no name that a certificate could be for"
 
 

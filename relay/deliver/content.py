@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
-__all__ = ["PIECE_BYTES", "Content", "ContentBroken", "beginning", "pieces"]
-
 Content = bytes | Callable[[], AsyncIterator[bytes]]
 """A message's content: in one piece, or in several."""
 

@@ -45,8 +45,6 @@ from relay.mail.reply import Reply
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import NextHop
 
-__all__ = ["Destination", "Destinations", "Holder", "NotNow", "Use", "speaks_of_load", "turns_away"]
-
 _GOOD_FOR_ONE_MORE = 20
 """After so many messages a reduced destination gets one more connection."""
 

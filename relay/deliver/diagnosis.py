@@ -30,27 +30,6 @@ from relay.mail.record import record
 from relay.mail.reply import Reply, parse_reply
 from relay.route.next_hop import Host
 
-__all__ = [
-    "NO_REQUIRETLS",
-    "NO_SECURE_WAY",
-    "Answer",
-    "CannotBeSent",
-    "Stage",
-    "another_may_take",
-    "cannot_take",
-    "demands_login",
-    "demands_tls",
-    "for_good",
-    "for_now",
-    "host_line",
-    "is_temporary",
-    "judge",
-    "shown",
-    "too_many_recipients",
-    "unmet",
-    "worth_another_host",
-]
-
 
 class Stage(StrEnum):
     """Where in the dialogue something happened, as a sentence names it."""

@@ -23,8 +23,6 @@ from relay.deliver.transaction import NO_EXTENSIONS, Extensions
 from relay.mail.masked import SecretMask
 from relay.mail.reply import Reply
 
-__all__ = ["Dialogue", "SessionBroken"]
-
 
 class SessionBroken(Exception):
     """The session has ended at a stage, because of a reply or without one."""

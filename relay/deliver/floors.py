@@ -38,8 +38,6 @@ from relay.route.floor import (
 from relay.route.mta_sts import policy_domain
 from relay.route.next_hop import BY_NOBODY, Host, Naming
 
-__all__ = ["DomainFloor", "Floors", "judged"]
-
 _AT_HAND = 10_000
 
 _NO_RULES = FloorRules(FloorUse.IGNORE, FloorUse.IGNORE)

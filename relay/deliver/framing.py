@@ -12,8 +12,6 @@ from functools import lru_cache
 
 from relay.mail.reply import Reply, parse_reply
 
-__all__ = ["MAX_LINE_BYTES", "MAX_REPLY_BYTES", "BadReply", "DotStuffing", "ReplyReader"]
-
 MAX_LINE_BYTES = 8 * 1024
 """RFC 5321 §4.5.3.1.5 allows 512; real hosts send more."""
 

@@ -31,8 +31,6 @@ from relay.mail.record import replace
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host
 
-__all__ = ["HandOver"]
-
 
 class HandOver:
     """Hands a message over in one session with a host. `began`: when the attempt turned to this

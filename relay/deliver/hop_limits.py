@@ -29,17 +29,6 @@ from relay.deliver.allotment import LATE_SECONDS, Spacing, divided, spacing
 from relay.deliver.parts import Part, all_of_it
 from relay.route.next_hop import NextHop
 
-__all__ = [
-    "CELLS",
-    "CELLS_OF_A_WORKER",
-    "Cells",
-    "Holder",
-    "HopLimits",
-    "Limited",
-    "OwnTable",
-    "Table",
-]
-
 Holder = tuple[str, str]
 """The entry that has a connection: its queue id and domain."""
 

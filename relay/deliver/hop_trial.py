@@ -20,8 +20,6 @@ from relay.route.plan import not_found
 from relay.route.router import Router
 from relay.route.security import SecurityOptions, at_host, requirement
 
-__all__ = ["TrialStep", "try_next_hop"]
-
 _IMPLICIT_PORT = 465
 _NO_TLS = "WRONG_VERSION_NUMBER"
 """What OpenSSL says of octets that are no TLS."""

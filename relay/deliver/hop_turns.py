@@ -20,16 +20,15 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import groupby
 
-from relay.deliver.destinations import Destinations, Holder, NotNow, Use, speaks_of_load, turns_away
+from relay.deliver.destinations import Destinations, NotNow, Use, speaks_of_load, turns_away
 from relay.deliver.diagnosis import NO_REQUIRETLS, Answer, Stage
+from relay.deliver.hop_limits import Holder
 from relay.deliver.host_health import FIRST_REST, Cause, Trial
 from relay.deliver.negotiate import Failed, Unmet
 from relay.deliver.tally import Tally
 from relay.mail.outcome import Deferred
 from relay.route.floor import Proof
 from relay.route.next_hop import Host
-
-__all__ = ["HopTurns", "HostResult", "HostTurn", "cause_of"]
 
 log = logging.getLogger(__name__)
 

@@ -36,8 +36,6 @@ from relay.mail.outcome import Deferred
 from relay.route.floor import Proof
 from relay.route.next_hop import Credentials, Host
 
-__all__ = ["FIRST_REST", "LONGEST_REST", "Cause", "HostHealth", "Trial", "rest"]
-
 FIRST_REST = 15.0
 LONGEST_REST = 300.0
 """Seconds that a dead host is left alone, after its first failure and at most."""

@@ -29,8 +29,6 @@ from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Resolv
 from relay.route.cache import ExpiringCache
 from relay.route.judged import JudgedResolver
 
-__all__ = ["DEAD", "HTTPS_PORT", "HttpsClient", "NoAnswer"]
-
 HTTPS_PORT = 443
 _AT_ONE_ADDRESS = 4
 _CONNECT_SECONDS = 10.0

@@ -14,9 +14,6 @@ from relay.mail.record import record, replace
 from relay.mail.threads import in_thread_if_large
 from relay.queue.entry import Entry, QueuedMessage
 
-__all__ = ["Job", "fit_for", "job_of", "signed"]
-
-
 _AT_ONCE_OCTETS = 8 * 1024
 """A larger piece is converted in a thread: many empty parts may take a tenth of a second."""
 

@@ -15,8 +15,6 @@ from enum import IntEnum
 
 from relay.queue.entry import Entry
 
-__all__ = ["Lines", "Rank", "is_of_hop", "line_of_hop"]
-
 _MOST_BOUND = 10_000
 
 

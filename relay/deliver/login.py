@@ -23,8 +23,6 @@ from relay.mail.reply import Reply
 from relay.route.credentials import CredentialsError
 from relay.route.next_hop import Credentials, Host, NextHop
 
-__all__ = ["Logins", "log_in", "why_not_now"]
-
 
 class Logins(Protocol):
     """`relay.route.credentials.RouteCredentials`, as far as a session needs it."""

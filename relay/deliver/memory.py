@@ -44,8 +44,6 @@ from relay.route.memory import (
 )
 from relay.route.security import Requirement, held_to
 
-__all__ = ["NO_PAST", "AtHost", "DowngradeMemory", "OfDomain", "shown_by"]
-
 log = logging.getLogger(__name__)
 
 _AT_HAND = 20_000

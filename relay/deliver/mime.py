@@ -21,8 +21,6 @@ from typing import Protocol
 
 from relay.mail.header import named, unfold
 
-__all__ = ["MOST_DEPTH", "Entity", "PartKind", "TooComplex", "Visitor", "Walk", "mime_fields"]
-
 HEADER_OCTETS = 2 * 1024 * 1024
 """For all header sections held at one time; the listener accepts only smaller ones."""
 

@@ -33,8 +33,6 @@ from relay.route.security import (
     policy_result,
 )
 
-__all__ = ["Failed", "Seen", "SessionOptions", "Unmet", "reach"]
-
 Seen = Callable[[TlsResult, str], None]
 """A function that is called once with the result of TLS with a host, and the relay's address."""
 

@@ -16,8 +16,6 @@ from relay.mail.record import replace
 from relay.route.floor import HostFloor
 from relay.route.next_hop import Host
 
-__all__ = ["not_known", "not_used", "unreached", "with_result"]
-
 _SURE = "a signed MX record, an enforced MTA-STS policy, a route, or a domain without MX records"
 """What makes the name of a host known for sure (`DomainFloor.has_secure_name`)."""
 

@@ -16,8 +16,6 @@ from relay.mail.option import Path, Port, TextForm
 from relay.report.tls_report import Submitter
 from relay.route.security import OnTlsUnmet, OnUnverified, SecurityOptions, TlsVersion
 
-__all__ = ["DeliveryOptions", "Timeouts", "TlsOptions", "TlsReportOptions", "security_options"]
-
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:

@@ -14,8 +14,6 @@ from relay.deliver.pacing import Pace
 from relay.mail.outcome import Deferred, Outcome
 from relay.queue.retry import RetrySchedule
 
-__all__ = ["Paces"]
-
 logger = logging.getLogger(__name__)
 
 _MOST_DOMAINS = 10_000

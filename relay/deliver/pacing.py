@@ -36,29 +36,6 @@ from relay.mail.record import record, replace
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import Settlement
 
-__all__ = [
-    "INITIAL_WINDOW",
-    "LONG",
-    "MANY",
-    "NEW",
-    "Pace",
-    "answered",
-    "back_off",
-    "began",
-    "broken_off",
-    "bulk_slots",
-    "cannot_wait",
-    "is_crowded",
-    "is_suspended",
-    "learned",
-    "room",
-    "schedule_of_hops",
-    "silence_in",
-    "unanswered",
-    "unproven_slots",
-    "untried",
-]
-
 INITIAL_WINDOW = 5
 """Attempts at once at a new destination."""
 

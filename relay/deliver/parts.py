@@ -15,8 +15,6 @@ from collections.abc import Callable, Collection
 
 from relay.route.next_hop import NextHop
 
-__all__ = ["NodeParts", "Part", "all_of_it"]
-
 Part = Callable[[int, str], int]
 """What this node has of a limit at a destination, by the destination's name."""
 

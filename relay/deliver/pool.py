@@ -25,8 +25,6 @@ from relay.mail.record import record
 from relay.route.next_hop import Credentials, Host, NextHop, TlsMode
 from relay.route.security import Requirement
 
-__all__ = ["Pool", "PoolKey", "PoolLimits", "pool_key"]
-
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:

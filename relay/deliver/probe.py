@@ -32,8 +32,6 @@ from relay.route.security import (
     under,
 )
 
-__all__ = ["HostReport", "RuleVerdict", "probe", "probe_all"]
-
 RULES = ((False, False), (False, True), (True, False), (True, True))
 """(require_tls, skip_verification), in the order of the table."""
 

@@ -35,8 +35,6 @@ try:
 except ImportError:  # pragma: no cover - not on every system
     fcntl = termios = None  # type: ignore[assignment]
 
-__all__ = ["CONNECTION_ERRORS", "ClientProtocol", "SourceAddressError", "connect", "error_text"]
-
 _QUIT_SECONDS = 1.0
 """Seconds a connection stays open for the reply to QUIT, for which the relay does not wait."""
 

@@ -25,8 +25,6 @@ from relay.queue.store import ClaimLost, DeliveryQueue, NewMessage, SpoolError
 from relay.report import deliverylog
 from relay.report.metrics import Metrics
 
-__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "Recorder"]
-
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.5

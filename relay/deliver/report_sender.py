@@ -23,8 +23,6 @@ from relay.queue.store import DeliveryQueue, NewMessage, SpoolError
 from relay.report import dsn
 from relay.report.metrics import Metrics
 
-__all__ = ["REPORT_PATIENCE", "ReportSender"]
-
 logger = logging.getLogger(__name__)
 
 REPORT_PATIENCE = timedelta(minutes=5)

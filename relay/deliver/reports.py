@@ -21,8 +21,6 @@ from relay.queue.store import NewMessage
 from relay.queue.summary import summarise
 from relay.report import deliverylog, dsn
 
-__all__ = ["dsn_message"]
-
 
 def dsn_message(
     report: Report,

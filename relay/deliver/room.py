@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 
-from relay.deliver.destinations import Destinations, Holder, NotNow, Use
+from relay.deliver.destinations import Destinations, NotNow, Use
+from relay.deliver.hop_limits import Holder
 from relay.deliver.lines import Lines, Rank, line_of_hop
 from relay.mail.outcome import Code, Deferred
 from relay.queue.entry import Entry
 from relay.route.next_hop import NextHop
-
-__all__ = ["Room"]
 
 _MOST_TURNED_AWAY = 10
 """How often an entry is tried again at once after a host turned its connection away."""

@@ -18,8 +18,6 @@ from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry
 from relay.queue.store import CHUNK_BYTES, ClaimLost, DeliveryQueue
 
-__all__ = ["Attempts", "Runner", "reconsidered"]
-
 logger = logging.getLogger(__name__)
 
 

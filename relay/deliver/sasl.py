@@ -25,8 +25,6 @@ from relay.mail.masked import SecretMask
 from relay.mail.reply import Reply
 from relay.route.next_hop import AuthMechanism, Credentials
 
-__all__ = ["Exchange", "Mechanism", "begin", "choose", "secrets_of"]
-
 _LONGEST_COMMAND = 512 - len("\r\n")
 """RFC 5321 §4.5.3.1.4. A longer response waits for a 334 (RFC 4954 §4)."""
 

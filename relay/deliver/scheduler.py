@@ -47,8 +47,6 @@ from relay.queue.store import DeliveryQueue, SpoolError
 from relay.report.metrics import Metrics
 from relay.route.next_hop import NextHop
 
-__all__ = ["Scheduler"]
-
 logger = logging.getLogger(__name__)
 
 _NEXT_LOOK = 1.0

@@ -21,8 +21,6 @@ from relay.route.mta_sts import KeptPolicy, StsMode
 from relay.route.next_hop import Host
 from relay.route.security import Situation, policy_result
 
-__all__ = ["SessionLog", "failed_fetch", "judged_by"]
-
 _WITH_REASON = (PolicyResult.NOT_TRUSTED, PolicyResult.VALIDATION_FAILURE)
 """Results that say little without words."""
 

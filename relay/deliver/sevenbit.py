@@ -22,8 +22,6 @@ from types import MappingProxyType
 
 from relay.deliver.mime import Entity, PartKind, TooComplex, Walk, mime_fields
 
-__all__ = ["Conversion", "ConversionPlan", "NotConvertible", "Survey"]
-
 _IDENTITY = ("8bit", "binary")
 _TEXT_LINE = 76
 _BASE64_GROUP = 57

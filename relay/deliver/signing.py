@@ -19,8 +19,6 @@ from relay.queue.entry import QueuedMessage
 from relay.sign.body import BodyHash
 from relay.sign.signature import SigningKey, key_for, may_sign, sign, why_unsigned
 
-__all__ = ["Signature", "Signer"]
-
 log = logging.getLogger(__name__)
 
 _LARGEST_HEADER = 2 * 1024 * 1024

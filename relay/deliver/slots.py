@@ -17,8 +17,6 @@ from relay.deliver import pacing
 from relay.deliver.lines import Lines, Rank, is_of_hop
 from relay.queue.entry import Entry
 
-__all__ = ["Slots"]
-
 _MOST_PROVEN = 1000
 """Domains that answered recently; the scheduler asks the store for them by name."""
 

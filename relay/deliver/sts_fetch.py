@@ -21,8 +21,6 @@ from relay.route.mta_sts import (
     policy_host,
 )
 
-__all__ = ["AT_ONCE", "FetchFailed", "Fetched", "PolicyFetcher"]
-
 AT_ONCE = 20
 _PATH = "/.well-known/mta-sts.txt"
 _HEADERS = {"Accept": "text/plain", "Accept-Encoding": "identity"}

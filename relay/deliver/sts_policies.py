@@ -45,8 +45,6 @@ from relay.route.mta_sts import (
     wants_fetch,
 )
 
-__all__ = ["PolicyPending", "StsPolicies", "Told"]
-
 log = logging.getLogger(__name__)
 
 _AT_HAND_SECONDS = 10.0

@@ -22,8 +22,6 @@ from relay.mail.record import replace
 from relay.queue.entry import QueuedRecipient
 from relay.route.next_hop import Host
 
-__all__ = ["Tally"]
-
 
 class Tally:
     """The recipients of one attempt. `trouble`, `rejected`: what routing met on the way, one line

@@ -50,19 +50,6 @@ from relay.route.next_hop import NO_CHAIN, Host, NextHop
 from relay.route.secret_files import SecretFileError, place_of
 from relay.route.security import STRONG, Requirement, TlsVersion
 
-__all__ = [
-    "CertificateVerdict",
-    "Handshake",
-    "HopFilesError",
-    "KeptSession",
-    "Resumption",
-    "TlsContexts",
-    "TlsSessions",
-    "carrying",
-    "sent_chain",
-    "server_name",
-]
-
 log = logging.getLogger(__name__)
 
 _VERSIONS = {

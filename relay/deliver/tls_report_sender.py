@@ -37,8 +37,6 @@ from relay.route.answers import NoSuchName, Resolver, TxtAnswer
 from relay.route.report_time import RETRIED_FOR
 from relay.route.tlsrpt import ReportTarget, report_targets, tlsrpt_name
 
-__all__ = ["ALL_PLACES", "TlsReportSender"]
-
 _AT_ONCE = 20
 ALL_PLACES = ""
 """As a place: the report is finished for all places of its domain."""

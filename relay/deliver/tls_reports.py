@@ -28,8 +28,6 @@ from relay.queue.tls_sessions import (
 )
 from relay.route.report_time import RETRIED_FOR, next_try, report_due, reports_begin
 
-__all__ = ["TlsReporter"]
-
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 60.0

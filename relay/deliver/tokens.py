@@ -41,8 +41,6 @@ from relay.route.secret_files import (
 from relay.route.service_account import ServiceKey
 from relay.route.token import Granted, Pause, Token, TokenRefused, Unavailable, pause_after
 
-__all__ = ["Post", "TokenClient", "Tokens"]
-
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0

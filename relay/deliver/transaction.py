@@ -25,16 +25,6 @@ from relay.mail.address import AddressError, domain_of
 from relay.mail.record import record
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 
-__all__ = [
-    "MOST_RECIPIENTS",
-    "NO_EXTENSIONS",
-    "Extensions",
-    "TransactionCommands",
-    "is_clean",
-    "needs_conversion",
-    "prepare",
-]
-
 MOST_RECIPIENTS = 100
 """In one transaction. Every host has to take as many (RFC 5321 §4.5.3.1.8)."""
 

@@ -24,8 +24,6 @@ from relay.deliver.transaction import TransactionCommands
 from relay.mail.reply import Reply
 from relay.queue.store import ClaimLost
 
-__all__ = ["Transfer", "require_claim"]
-
 _CHECK_SECONDS = 0.5
 """Seconds between two checks of how much a host has read."""
 

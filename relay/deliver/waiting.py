@@ -24,8 +24,6 @@ from relay.queue.entry import Entry
 from relay.queue.retry import RetrySchedule
 from relay.route.next_hop import NextHop
 
-__all__ = ["LEFT_FOR", "LinedUp", "NextAttempt", "Waiting", "Wanted"]
-
 A = TypeVar("A")
 
 LEFT_FOR = timedelta(seconds=5)

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-__all__ = ["WakeUp"]
-
 _SHORTEST_SECONDS = 0.05
 _LONGEST_SECONDS = 60.0
 """The longest sleep, because the wall clock may be set meanwhile."""

@@ -34,17 +34,6 @@ from functools import lru_cache
 
 import idna
 
-__all__ = [
-    "AddressError",
-    "domain_of",
-    "domain_spellings",
-    "in_header",
-    "normalise_domain",
-    "parse_path",
-    "spellings",
-    "typed_address",
-]
-
 _PATH_OCTETS = 900
 """More than RFC 5321 §4.5.3.1.3 asks for; it still fits a line of a Received field or a DSN."""
 _DOMAIN_OCTETS = 253

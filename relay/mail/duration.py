@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["duration_text"]
-
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))
 
 

@@ -15,8 +15,6 @@ from enum import StrEnum
 
 from relay.mail.record import record
 
-__all__ = ["Body", "Envelope", "Notify", "Recipient", "Ret"]
-
 
 class Body(StrEnum):
     """The BODY parameter of MAIL (RFC 6152 §3, RFC 3030 §3)."""

@@ -18,8 +18,6 @@ from typing import NamedTuple
 from relay.mail.jsontext import to_json
 from relay.mail.record import record
 
-__all__ = ["Counted", "Event", "EventResult", "Protection", "of_node"]
-
 
 class EventResult(StrEnum):
     """The result for a recipient, as the statistics count it."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["sync_directory", "write_all"]
-
 
 def write_all(fd: int, octets: bytes) -> None:
     """Write all of it, however many calls that takes."""

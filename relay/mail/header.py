@@ -14,8 +14,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-__all__ = ["Span", "each_field", "named", "part_end", "split_content", "unfold"]
-
 _PART_OCTETS = 64 * 1024
 """How much one search looks through: Python runs no other thread while an expression searches."""
 

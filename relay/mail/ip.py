@@ -9,8 +9,6 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-__all__ = ["canonical", "unmapped"]
-
 
 def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     """The IPv4 address that an IPv4-mapped address stands for; any other address unchanged."""

@@ -14,17 +14,6 @@ from typing import Any, TypeAlias
 
 import orjson
 
-__all__ = [
-    "JsonDocument",
-    "JsonFields",
-    "JsonObject",
-    "JsonValue",
-    "ascii_json",
-    "object_of",
-    "of_json",
-    "to_json",
-]
-
 JsonValue: TypeAlias = (
     "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 )

@@ -19,8 +19,6 @@ from base64 import b64encode
 from collections.abc import Iterable
 from urllib.parse import quote
 
-__all__ = ["MASK", "SecretMask"]
-
 MASK = "***"
 _LEAST = 8
 """So many characters in common with a secret are hidden. Of a shorter secret, all of it is."""

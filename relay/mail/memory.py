@@ -10,17 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-__all__ = [
-    "DomainMemory",
-    "DowngradeAlarm",
-    "HostMemory",
-    "KeptAlarm",
-    "Less",
-    "Run",
-    "Shown",
-    "Sighting",
-]
-
 
 class Shown(StrEnum):
     """What a host has shown of TLS in a session that carried mail, from least to most."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-__all__ = ["keep_newest"]
-
 K = TypeVar("K")
 V = TypeVar("V")
 

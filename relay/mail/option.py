@@ -11,21 +11,6 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Annotated, Any
 
-__all__ = [
-    "ONE_OR_MORE",
-    "RELOAD",
-    "SECRET",
-    "Mark",
-    "NameKey",
-    "NotEmpty",
-    "Path",
-    "Port",
-    "Range",
-    "ShortKey",
-    "Size",
-    "TextForm",
-]
-
 
 class TextForm(StrEnum):
     """How a text is written. `relay.config.words` reads each form."""

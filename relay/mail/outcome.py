@@ -15,29 +15,6 @@ from enum import StrEnum
 from relay.mail.memory import DowngradeAlarm
 from relay.mail.record import record
 
-__all__ = [
-    "NO_POLICY",
-    "Bounced",
-    "CertificateFacts",
-    "Code",
-    "Deferred",
-    "Delivered",
-    "Downgrade",
-    "DowngradeReason",
-    "HopLogin",
-    "HopPolicy",
-    "HopSession",
-    "Level",
-    "NamedBy",
-    "Outcome",
-    "PolicyMode",
-    "PolicyResult",
-    "PolicyType",
-    "Routing",
-    "VerifiedBy",
-    "Waived",
-]
-
 
 class Level(StrEnum):
     """How well a session is protected, weakest first."""

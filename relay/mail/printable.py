@@ -5,8 +5,6 @@ No character of the result moves the cursor, changes the direction of a line, or
 
 from __future__ import annotations
 
-__all__ = ["one_line", "printable"]
-
 _JOINERS = "\u200c\u200d"
 """Format characters without which some scripts cannot write their words (RFC 5892 appendix A)."""
 

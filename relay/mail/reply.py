@@ -11,8 +11,6 @@ from functools import lru_cache
 
 from relay.mail.record import record
 
-__all__ = ["Reply", "parse_reply"]
-
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?:[ \t]+|$)")
 
 

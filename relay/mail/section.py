@@ -23,18 +23,6 @@ from typing import NamedTuple
 
 from relay.mail.header import each_field, part_end, split_content
 
-__all__ = [
-    "ASKING",
-    "IGNORED",
-    "KNOWN",
-    "NOT_SUPPORTED",
-    "FoundField",
-    "HeaderSection",
-    "LineLikeField",
-    "Sections",
-    "lines_like_fields",
-]
-
 NOT_SUPPORTED = frozenset(
     {
         b"X-Mailgun-Archive-To",

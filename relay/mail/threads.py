@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["AT_ONCE_OCTETS", "in_thread_if_large"]
-
 AT_ONCE_OCTETS = 64 * 1024
 """Up to this size the work takes less time than a change of threads."""
 

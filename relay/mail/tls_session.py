@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from relay.mail.outcome import PolicyResult, PolicyType
 
-__all__ = ["JudgedBy", "SessionFailure", "TlsSession"]
-
 
 @dataclass(frozen=True, slots=True)
 class JudgedBy:

@@ -17,17 +17,6 @@ from relay.mail.header import unfold
 from relay.mail.record import record
 from relay.mail.section import FoundField, HeaderSection, lines_like_fields
 
-__all__ = [
-    "NO_WISHES",
-    "BadField",
-    "Wishes",
-    "asks_for_no_tls",
-    "read_wishes",
-    "refuse_fields_in_body",
-    "refuse_folded",
-    "yes_or_no",
-]
-
 _REQUIRE_TLS = frozenset({b"X-Require-TLS", b"X-Mailgun-Require-TLS"})
 _SKIP_VERIFICATION = frozenset({b"X-Skip-Verification", b"X-Mailgun-Skip-Verification"})
 

@@ -21,8 +21,6 @@ from enum import StrEnum
 
 from relay.policy.postfix_table import PostfixLevel, TableLine, read_table
 
-__all__ = ["HIDDEN", "PostfixFile", "holds_secret", "kind_of", "shown"]
-
 
 class PostfixFile(StrEnum):
     """A file of Postfix, as a person calls it."""

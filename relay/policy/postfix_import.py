@@ -51,8 +51,6 @@ from relay.policy.postfix_table import (
 from relay.policy.rules import DestinationRule
 from relay.policy.settings import FloorUse
 
-__all__ = ["ImportedLine", "imported", "imported_level"]
-
 
 @dataclass(frozen=True, slots=True)
 class ImportedLine:

@@ -9,20 +9,6 @@ from enum import StrEnum
 
 from relay.policy.postfix_table import VERSIONS, PostfixLevel, PostfixPolicy, allowed_versions
 
-__all__ = [
-    "NEVER_USED",
-    "REMARKS_OF_LEVEL",
-    "Difference",
-    "ImportRemark",
-    "OurTls",
-    "PostfixNextHop",
-    "no_effect",
-    "no_equivalent",
-    "remarks_of_attributes",
-    "stricter",
-]
-
-
 # fmt: off
 NEVER_USED = frozenset((
     "aNULL", "eNULL", "NULL", "ADH", "AECDH", "PSK", "SRP", "aPSK", "kPSK", "aSRP", "kSRP", "EXP",

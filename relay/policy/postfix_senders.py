@@ -20,8 +20,6 @@ from relay.policy.postfix_files import HIDDEN, holds_secret, shown
 from relay.policy.postfix_remarks import Difference, ImportRemark
 from relay.policy.postfix_table import TableLine, read_table
 
-__all__ = ["ImportedSender", "SenderHop", "by_pattern", "imported_senders"]
-
 
 @dataclass(frozen=True, slots=True)
 class SenderHop:

@@ -15,17 +15,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-__all__ = [
-    "VERSIONS",
-    "PolicyValueError",
-    "PostfixLevel",
-    "PostfixPolicy",
-    "TableLine",
-    "allowed_versions",
-    "read_policy",
-    "read_table",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class TableLine:

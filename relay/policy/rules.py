@@ -29,21 +29,6 @@ from relay.mail.option import NotEmpty, TextForm
 from relay.policy.fields import NO_WISHES, Wishes
 from relay.policy.settings import FloorUse, MemoryAction, Setting, Source, TlsSettings
 
-__all__ = [
-    "DestinationRule",
-    "FloorRules",
-    "PolicyRules",
-    "TlsRule",
-    "effective",
-    "floor_rules",
-    "is_locked",
-    "reconsider",
-    "resolve",
-    "resolve_dsn",
-    "tighten",
-    "with_overlay",
-]
-
 Rule = TypeVar("Rule", bound="TlsRule")
 
 _STRICT_REQUIRE = True

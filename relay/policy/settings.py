@@ -12,8 +12,6 @@ from enum import StrEnum
 
 from relay.mail.record import record
 
-__all__ = ["FloorUse", "MemoryAction", "Setting", "Source", "TlsSettings"]
-
 
 class Source(StrEnum):
     """Where a setting came from, as the delivery log names it."""

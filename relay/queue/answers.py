@@ -32,17 +32,6 @@ from relay.queue.store import (
     StoredEvent,
 )
 
-__all__ = [
-    "EVENT_COLUMNS",
-    "events_of_rows",
-    "ids_of_page",
-    "listed_messages",
-    "numbers_behind",
-    "report_of_rows",
-    "state_counts",
-    "stored_event",
-]
-
 Row = Sequence[Any]
 
 EVENT_COLUMNS = "seq, at, name, queue_id, sender, recipient, id, line"

@@ -21,16 +21,6 @@ from relay.queue.rows import moment
 if TYPE_CHECKING:
     from relay.queue.store import StoredEvent
 
-__all__ = [
-    "ApiState",
-    "CallsAbout",
-    "DomainSettings",
-    "PendingCall",
-    "Webhook",
-    "calls_of_rows",
-    "webhooks_of_rows",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class DomainSettings:

@@ -20,8 +20,6 @@ from relay.queue.settle import Settlement
 from relay.queue.store import NewMessage, PendingReport
 from relay.queue.tls_sessions import ReportResult
 
-__all__ = ["FinishedReport", "Row", "Rows", "joined"]
-
 T = TypeVar("T")
 
 Row = tuple[Any, ...]

@@ -15,8 +15,6 @@ from typing import NamedTuple, Protocol
 from relay.mail.event import Event
 from relay.queue.store import EventOfChange, QueueFilter
 
-__all__ = ["ChangeSteps", "FoundStep", "WantedStep"]
-
 _STEP = 500
 
 

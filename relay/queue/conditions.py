@@ -14,16 +14,6 @@ from relay.mail.address import domain_spellings, spellings
 from relay.queue.rows import STATE_NUMBER, micros
 from relay.queue.store import EventFilter, QueueFilter
 
-__all__ = [
-    "Values",
-    "all_of",
-    "event_conditions",
-    "indexed_conditions",
-    "message_conditions",
-    "period_conditions",
-    "recipient_conditions",
-]
-
 
 class Values(ABC):
     """The parameters of a statement, and the conditions that use them."""

@@ -12,9 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["DestinationPart", "DestinationTally", "LastResult", "QueuedDestination", "last_result"]
-
-
 LastResult = tuple[int, int, str, str, str]
 """Of an attempt: time in whole microseconds, code, status, message, host."""
 

@@ -20,9 +20,6 @@ from relay.queue.handoff import ClaimQuery, HandOff, HandOffLimits, Shares
 from relay.queue.settle import Settlement
 from relay.queue.store import NewMessage, SpoolError
 
-__all__ = ["Dispatch", "StateCounts", "StoredClaims"]
-
-
 _HANDED_OVER = 2
 """So many times what a node may deliver at once of a domain, where others may deliver, too."""
 

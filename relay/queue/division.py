@@ -22,8 +22,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from zlib import crc32
 
-__all__ = ["Division", "Member", "part", "share"]
-
 
 def share(limit: int, index: int, count: int) -> int:
     """The part of a limit for one of `count` that share it; the parts of all add up to it."""

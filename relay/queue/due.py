@@ -10,8 +10,6 @@ from enum import IntEnum
 
 from relay.queue.entry import QueuedMessage, QueuedRecipient, State
 
-__all__ = ["DueHint", "Place", "first_place", "is_due_at_once", "latest_wish", "settled_place"]
-
 _LONGEST_POSTPONED = timedelta(days=8)
 """A sender may ask for a delivery some days ahead, and no further: see `latest_wish`."""
 

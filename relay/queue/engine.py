@@ -36,21 +36,6 @@ if TYPE_CHECKING:
     from relay.queue.postgres import Server
     from relay.queue.store import ReadOnlyQueue, Store
 
-__all__ = [
-    "WORKER_SPOOL",
-    "describe_server",
-    "holder",
-    "open_beside",
-    "open_memory",
-    "open_memory_beside",
-    "open_policies",
-    "open_policies_beside",
-    "open_store",
-    "open_to_move",
-    "open_to_read",
-    "orphans",
-]
-
 log = logging.getLogger(__name__)
 
 WORKER_SPOOL = "worker-"

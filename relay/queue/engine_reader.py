@@ -13,8 +13,6 @@ from relay.mail.event import Event
 from relay.queue.header import header_section
 from relay.queue.store import CHUNK_BYTES, EventOfChange, ListedMessage, QueueFilter, more_follows
 
-__all__ = ["EngineReader"]
-
 _ITEMS_AT_ONCE = 200
 
 

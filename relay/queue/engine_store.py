@@ -40,8 +40,6 @@ from relay.queue.tail import EventTail
 from relay.queue.tls_sessions import ReportResult
 from relay.queue.verbs import VERBS, Changed
 
-__all__ = ["EngineStore"]
-
 _PURGE_STEP = 1000
 
 Connection = TypeVar("Connection")

@@ -15,18 +15,6 @@ from relay.mail.envelope import Body, Notify, Ret
 from relay.mail.record import record
 from relay.policy.settings import TlsSettings
 
-__all__ = [
-    "TLS_REPORT",
-    "Entry",
-    "LastAttempt",
-    "MessageSummary",
-    "QueuedMessage",
-    "QueuedRecipient",
-    "State",
-    "Terms",
-]
-
-
 TLS_REPORT = "tls-report"
 """`QueuedMessage.origin` of a mail that carries a report on TLS (RFC 8460)."""
 

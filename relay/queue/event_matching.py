@@ -11,8 +11,6 @@ from relay.mail.event import Event
 from relay.mail.jsontext import JsonFields
 from relay.queue.store import EventFilter
 
-__all__ = ["event_matches"]
-
 
 def event_matches(event: Event, wanted: EventFilter) -> bool:
     """Every field of the filter that is set has to match. Only some of them need the line read."""

@@ -18,9 +18,6 @@ from datetime import timedelta
 
 from relay.queue.store import FRUITLESS, EventFilter, EventStream, SearchTooLong, StoredEvent
 
-__all__ = ["Stream", "Streams"]
-
-
 Bounds = Callable[[EventFilter, int, bool], Awaitable[tuple[int, int]]]
 """The first and the last number that can match, of a filter, `after` and `ascending`."""
 

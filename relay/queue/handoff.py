@@ -17,8 +17,6 @@ from datetime import datetime
 
 from relay.queue.entry import Entry
 
-__all__ = ["ClaimQuery", "HandOff", "HandOffLimits", "Shares", "weight_of"]
-
 _ENTRY_BYTES = 1024
 _RECIPIENT_BYTES = 512
 

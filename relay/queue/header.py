@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-__all__ = ["header_section"]
-
 
 async def header_section(pieces: AsyncIterator[bytes], *, limit_bytes: int) -> bytes:
     """The header section that content in `pieces` begins with, and the empty line behind it.

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-__all__ = ["DEFAULT_PATH", "QueueLocation"]
-
 DEFAULT_PATH = "var/spool"
 
 

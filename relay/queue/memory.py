@@ -15,8 +15,6 @@ from relay.mail.memory import DomainMemory, HostMemory, KeptAlarm, Less, Run, Sh
 from relay.queue.rows import micros, moment
 from relay.queue.store import SpoolError
 
-__all__ = ["Change", "MemoryStore", "from_row", "to_row"]
-
 Change = Callable[[DomainMemory | None], DomainMemory | None]
 """From what is kept of a domain to what is to be kept; None: nothing."""
 

@@ -57,17 +57,6 @@ from relay.queue.move_file import (
 )
 from relay.queue.store import SpoolError
 
-__all__ = [
-    "EVENTS_AT_ONCE",
-    "REMEMBERED",
-    "Came",
-    "MoveResult",
-    "MovingQueue",
-    "Taken",
-    "export_queue",
-    "import_queue",
-]
-
 REMEMBERED = timedelta(days=90)
 """How long a queue keeps the stamps of what came."""
 EVENTS_AT_ONCE = 1000

@@ -29,20 +29,6 @@ from relay.queue.move_file import (
 from relay.queue.rows import BadRow
 from relay.queue.store import CHUNK_BYTES, SpoolError
 
-__all__ = [
-    "NOTE",
-    "Arrival",
-    "Target",
-    "files_of",
-    "give_name",
-    "held_to_read",
-    "held_to_write",
-    "read_arrival",
-    "read_files",
-    "read_whole",
-    "written",
-]
-
 NOTE = ".relay-queue-export"
 """The file that holds the name of a directory, and its lock."""
 

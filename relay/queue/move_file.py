@@ -35,26 +35,6 @@ from relay.queue.rows import (
     recipient_of,
 )
 
-__all__ = [
-    "CALL_SUFFIX",
-    "END_BYTES",
-    "LONGEST_HEAD_BYTES",
-    "MESSAGE_SUFFIX",
-    "DamagedFile",
-    "MovedMessage",
-    "MovedRecipient",
-    "MovedReport",
-    "end_of",
-    "head_of_call",
-    "head_of_message",
-    "new_stamp",
-    "part_damaged",
-    "read_call",
-    "read_message",
-    "said_of_leaving",
-    "stands",
-]
-
 MESSAGE_SUFFIX, CALL_SUFFIX = ".message", ".call"
 """How the names of the files end."""
 

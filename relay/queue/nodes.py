@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
-__all__ = ["DatabaseState", "Holder", "LongHolders", "Node", "NodeState", "differing_policies"]
-
 _LONG_SECONDS = 600.0
 
 

@@ -14,8 +14,6 @@ from relay.queue.request import Request
 from relay.queue.rows import micros
 from relay.queue.store import StoredEvent
 
-__all__ = ["EventNumbers"]
-
 
 class EventNumbers:
     """`last`: the number that was given last; set back where a transaction is undone. `node`: whose

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 
 from relay.queue.rows import moment
 
-__all__ = ["PolicyCache", "StoredPolicy", "policies_of_rows"]
-
 
 @dataclass(frozen=True, slots=True)
 class StoredPolicy:

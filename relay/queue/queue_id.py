@@ -11,8 +11,6 @@ import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["arrival_of", "new_queue_id"]
-
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PLAIN_DIGITS = str.maketrans(_DIGITS, "0123456789ABCDEFGHIJKLMNOPQRSTUV")
 _PAIRS = [high + low for high in _DIGITS for low in _DIGITS]

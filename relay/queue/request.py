@@ -11,16 +11,6 @@ from typing import Any
 from relay.queue.batch import Rows
 from relay.queue.store import QueueFull, SpoolError, StoredEvent
 
-__all__ = [
-    "Refused",
-    "Request",
-    "answer_settled",
-    "log_failure",
-    "resolve",
-    "settled_messages",
-    "without_new_mail",
-]
-
 log = logging.getLogger(__name__)
 
 

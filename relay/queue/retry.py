@@ -29,18 +29,6 @@ from datetime import datetime, timedelta
 
 from relay.mail.record import record
 
-__all__ = [
-    "SETTLING",
-    "ClockWatch",
-    "RetrySchedule",
-    "age_of",
-    "jitter_of",
-    "latest_due",
-    "next_attempt",
-    "next_notification",
-    "watch",
-]
-
 SETTLING = timedelta(days=1)
 """How long a clock has to run evenly before an age is believed that only this clock tells."""
 

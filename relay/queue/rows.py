@@ -26,25 +26,6 @@ from relay.queue.entry import (
 )
 from relay.queue.settle import Change
 
-__all__ = [
-    "ATTEMPTS_PATH",
-    "FINAL_NUMBER",
-    "NOT_BEFORE_PATH",
-    "STATE_NUMBER",
-    "STATE_OF_NUMBER",
-    "BadRow",
-    "is_untried",
-    "message_data",
-    "message_of",
-    "micros",
-    "moment",
-    "pending_change",
-    "pending_data",
-    "recipient_data",
-    "recipient_of",
-    "wish_of",
-]
-
 STATE_OF_NUMBER = (
     State.QUEUED,
     State.DEFERRED,

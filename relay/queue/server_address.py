@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlencode
 
-__all__ = ["ServerAddress", "parse_url"]
-
 _SCHEMES = ("postgresql", "postgres")
 _PORT = 5432
 _CONNECT_SECONDS = 3.0

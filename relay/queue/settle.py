@@ -41,16 +41,6 @@ from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry, LastAttempt, QueuedMessage, QueuedRecipient, State
 from relay.queue.retry import RetrySchedule, age_of, next_attempt, next_notification
 
-__all__ = [
-    "Change",
-    "Report",
-    "ReportKind",
-    "Settlement",
-    "notification_due",
-    "reports_about",
-    "settle",
-]
-
 _LAST_TEXT_CHARS = 1000
 """How much of a peer's last answer is kept with the recipient."""
 

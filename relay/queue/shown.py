@@ -12,8 +12,6 @@ from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient, St
 from relay.queue.rows import STATE_OF_NUMBER, BadRow, message_of, moment, recipient_of
 from relay.queue.store import ListedRecipient
 
-__all__ = ["listed_recipient", "shown_message", "shown_recipient", "whole"]
-
 _STRICTEST = TlsSettings(Setting(True, Source.DEFAULT), Setting(False, Source.DEFAULT))
 
 

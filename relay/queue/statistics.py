@@ -23,29 +23,6 @@ from typing import Any, NamedTuple, Protocol
 from relay.mail.event import Event, EventResult
 from relay.queue.rows import micros, moment
 
-__all__ = [
-    "EXCEPTIONS_AN_HOUR",
-    "EXCEPTIONS_OF_PAIR",
-    "OTHER",
-    "PAIRS_AN_HOUR",
-    "CountFilter",
-    "CountKey",
-    "CountedException",
-    "CountedMail",
-    "ExceptionRow",
-    "HourBounds",
-    "HourlyCount",
-    "RecentHours",
-    "StatisticsView",
-    "added_up",
-    "counted_exceptions",
-    "counted_mail",
-    "first_micros",
-    "hour_of",
-    "hourly_counts",
-    "whole_hours",
-]
-
 PAIRS_AN_HOUR = 10_000
 EXCEPTIONS_AN_HOUR = 1_000
 EXCEPTIONS_OF_PAIR = 100

@@ -36,37 +36,6 @@ from relay.queue.settle import Change, Settlement
 from relay.queue.statistics import StatisticsView
 from relay.queue.tls_sessions import ReportResult, TlsSessionsView
 
-__all__ = [
-    "CHUNK_BYTES",
-    "FRUITLESS",
-    "PAGE_RECIPIENTS",
-    "ChangeStep",
-    "ClaimLost",
-    "DeliveryQueue",
-    "EventFilter",
-    "EventLog",
-    "EventOfChange",
-    "EventStream",
-    "ListedMessage",
-    "ListedRecipient",
-    "LostEvents",
-    "MessageSink",
-    "NewMessage",
-    "PendingReport",
-    "QueueControl",
-    "QueueFilter",
-    "QueueFull",
-    "QueueView",
-    "QueuedItem",
-    "ReadOnlyQueue",
-    "SearchTooLong",
-    "SpoolError",
-    "Store",
-    "StoredEvent",
-    "TlsReports",
-    "more_follows",
-]
-
 CHUNK_BYTES = 256 * 1024
 """Content is staged and read in pieces of at most this size."""
 

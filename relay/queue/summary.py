@@ -15,8 +15,6 @@ import unicodedata
 from relay.mail.section import HeaderSection
 from relay.queue.entry import MessageSummary
 
-__all__ = ["MAX_CHARS", "decoded", "readable", "summarise"]
-
 MAX_CHARS = 250
 """How much of a field is kept."""
 

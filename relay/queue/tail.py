@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from relay.queue.store import StoredEvent
 
-__all__ = ["EventTail"]
-
 _MOST = 4096
 
 

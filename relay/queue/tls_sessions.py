@@ -24,31 +24,6 @@ from relay.mail.jsontext import of_json, to_json
 from relay.mail.outcome import PolicyResult, PolicyType
 from relay.mail.tls_session import JudgedBy, SessionFailure, TlsSession
 
-__all__ = [
-    "DOMAINS_A_DAY",
-    "FAILURES_OF_DOMAIN",
-    "POLICIES_OF_DOMAIN",
-    "CountedSessions",
-    "DayBounds",
-    "DomainSessions",
-    "ListedReport",
-    "RecentDays",
-    "ReportResult",
-    "ReportState",
-    "SentReport",
-    "TlsSessionsView",
-    "counted_sessions",
-    "day_from",
-    "day_number",
-    "day_of",
-    "failure_data",
-    "failure_of",
-    "policy_data",
-    "policy_id",
-    "policy_of",
-    "sessions_added_up",
-]
-
 DOMAINS_A_DAY = 20_000
 POLICIES_OF_DOMAIN = 20
 FAILURES_OF_DOMAIN = 100

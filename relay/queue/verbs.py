@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 from relay.queue.entry import State
 
-__all__ = ["VERBS", "Changed", "Verb"]
-
 
 class Verb(NamedTuple):
     """`takes`: the states it changes; `becomes`: the state then, and of a recipient that was never

@@ -18,8 +18,6 @@ from typing import Annotated
 
 from relay.mail.option import SECRET, NotEmpty, TextForm
 
-__all__ = ["Access", "User", "may_relay", "may_send_as"]
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK: tuple[Network, ...] = (

@@ -11,21 +11,6 @@ from relay.receive.session import TlsFacts
 from relay.submit.message import Refusal
 from relay.submit.secrets import SecretVerdict
 
-__all__ = [
-    "Abandon",
-    "Action",
-    "ActionResult",
-    "BeginTls",
-    "CheckPassword",
-    "Close",
-    "Finish",
-    "Incoming",
-    "Log",
-    "StagePiece",
-    "Waiting",
-    "text_of",
-]
-
 
 class Incoming(Protocol):
     """A message that is coming in: `relay.receive.intake.Intake`."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from relay.queue.store import CHUNK_BYTES
 
-__all__ = ["SMALL_BYTES", "Buffered"]
-
 SMALL_BYTES = 32 * 1024
 _TOTAL_BYTES = 64 * 1024 * 1024
 

@@ -58,8 +58,6 @@ from relay.submit.certificates import ServerTls
 from relay.submit.message import Refusal
 from relay.submit.secrets import SecretVerdict, log_refused
 
-__all__ = ["Connection"]
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -25,8 +25,6 @@ from io import IncrementalNewlineDecoder
 from relay.receive.held import Held
 from relay.receive.spec import BareNewline
 
-__all__ = ["BdatReader", "ContentReader", "DataReader", "Flaw"]
-
 _END = b"\r\n.\r\n"
 _LF_DOT = re.compile(rb"\n\.").search
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")

@@ -43,8 +43,6 @@ from relay.submit.message import (
 )
 from relay.submit.trace import Arrival
 
-__all__ = ["Intake", "Reception"]
-
 log = logging.getLogger(__name__)
 
 _NO_MEMORY = refuse(

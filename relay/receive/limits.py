@@ -16,15 +16,6 @@ from relay.mail.option import Size
 from relay.mail.reply import Reply
 from relay.submit.failures import client_key
 
-__all__ = [
-    "AUTH_LINE_OCTETS",
-    "COMMAND_LINE_OCTETS",
-    "UNPRODUCTIVE_COMMANDS_PER_SESSION",
-    "Connections",
-    "Elsewhere",
-    "Limits",
-]
-
 COMMAND_LINE_OCTETS = 4096
 """RFC 5321 §4.5.3.1.4 asks for 512, and extensions add to it (RFC 3461 §5.4 alone adds 1000)."""
 

@@ -28,8 +28,6 @@ from relay.submit.certificates import CertificateError, ServerTls
 from relay.submit.failures import Failures
 from relay.submit.secrets import SecretChecker
 
-__all__ = ["Listener", "bound_address", "remove_stale", "start_listener"]
-
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024

@@ -20,8 +20,6 @@ from relay.receive.spec import ListenerSpec
 from relay.submit.certificates import ServerTls
 from relay.submit.secrets import SecretChecker
 
-__all__ = ["Inside", "ListenerState"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 from relay.receive.actions import Finish, Incoming, StagePiece
 from relay.receive.content import BdatReader, DataReader
 
-__all__ = ["DRAIN_FACTOR", "Chunk", "MessageInput", "parse_chunk"]
-
 DRAIN_FACTOR = 4
 """A message over the limit is read to its end up to so many times the limit, then cut off."""
 

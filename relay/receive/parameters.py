@@ -19,8 +19,6 @@ from relay.mail.envelope import Body, Notify, Recipient, Ret
 from relay.mail.reply import Reply
 from relay.receive.session import Transaction
 
-__all__ = ["ParameterError", "mail_parameters", "rcpt_parameters", "wants_smtputf8"]
-
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*+)(?:=([^\x00-\x20\x7f=][^\x00-\x20\x7f]*+))?")
 _XTEXT = re.compile(r"[!-*,-<>-~]*+(?:\+[0-9A-F]{2}[!-*,-<>-~]*+)*")
 _UNITEXT = re.compile(

@@ -54,8 +54,6 @@ from relay.receive.submission import mail, rcpt
 from relay.submit.message import Refusal
 from relay.submit.secrets import SecretVerdict
 
-__all__ = ["ServerProtocol", "SessionContext"]
-
 AUTH_FAILURES_PER_SESSION = 3
 
 _TLS_HANDSHAKE = b"\x16\x03"

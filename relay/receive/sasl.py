@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from relay.mail.reply import Reply
 
-__all__ = ["MECHANISMS", "AuthExchange", "Challenge", "GivenPassword"]
-
 MECHANISMS = ("PLAIN", "LOGIN")
 
 _CANCELLED = Reply(501, "5.7.0", "Authentication cancelled")

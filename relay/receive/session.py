@@ -12,8 +12,6 @@ from relay.mail.envelope import Body, Recipient, Ret
 from relay.receive.access import User
 from relay.receive.spec import ListenerAuth, ListenerSpec, ListenerTls
 
-__all__ = ["Session", "TlsFacts", "Transaction", "name_of"]
-
 _NAME_OCTETS = 255
 
 

@@ -13,16 +13,6 @@ from typing import Annotated
 from relay.mail.option import Path, TextForm
 from relay.route.security import TlsVersion
 
-__all__ = [
-    "BareNewline",
-    "ListenerAuth",
-    "ListenerSpec",
-    "ListenerTls",
-    "TcpAddress",
-    "UnixAddress",
-    "parse_address",
-]
-
 
 class ListenerTls(StrEnum):
     """When TLS begins at a listener."""

@@ -48,9 +48,6 @@ from relay.receive.trace import received_field
 from relay.submit.message import Refusal, Screened, open_header, queued_recipients, refuse
 from relay.submit.trace import Arrival, missing_fields
 
-__all__ = ["complete", "mail", "open_message", "rcpt", "refusal_of"]
-
-
 _TLS_FIRST = refuse(530, "5.7.0", "STARTTLS comes first here")
 _AUTH_FIRST = refuse(530, "5.7.0", "Authentication required")
 _NO_RELAYING = refuse(554, "5.7.1", "Relaying denied")

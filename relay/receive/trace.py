@@ -12,8 +12,6 @@ from functools import lru_cache
 from relay.receive.session import Session, TlsFacts
 from relay.submit import trace
 
-__all__ = ["protocol_of", "received_field"]
-
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253}[A-Za-z0-9])?|\[[A-Za-z0-9:.]{2,64}\]")
 
 

@@ -34,8 +34,6 @@ from relay.queue.entry import QueuedMessage
 from relay.queue.settle import Change, Report, ReportKind
 from relay.report.dsn_text import WIDTH, is_reply, text_for_people
 
-__all__ = ["MAX_CONTENT_BYTES", "compose", "returns_content"]
-
 MAX_CONTENT_BYTES = 256 * 1024
 """A longer message is never returned whole."""
 

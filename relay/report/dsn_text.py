@@ -16,8 +16,6 @@ from relay.mail.printable import one_line
 from relay.queue.entry import QueuedMessage, State
 from relay.queue.settle import Change, Report, ReportKind
 
-__all__ = ["WIDTH", "is_reply", "text_for_people"]
-
 _MAX_VALUE_CHARS = 4 * 940
 """Characters of a peer's text that are looked at."""
 

@@ -10,8 +10,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 
 from relay.queue.nodes import DatabaseState
 
-__all__ = ["NextHopNow", "Snapshot", "gauges"]
-
 
 @dataclass(frozen=True, slots=True)
 class NextHopNow:

@@ -13,8 +13,6 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
-__all__ = ["merged"]
-
 _HIGHEST = frozenset(
     {
         "relay_queue_oldest_seconds",

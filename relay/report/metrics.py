@@ -23,8 +23,6 @@ from relay.queue.entry import State
 from relay.queue.settle import Change, Settlement
 from relay.report.gauges import Snapshot, gauges
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)

@@ -24,17 +24,6 @@ from relay.mail.address import domain_of, in_header
 from relay.mail.jsontext import JsonFields, JsonObject, to_json
 from relay.mail.tls_session import JudgedBy, SessionFailure
 
-__all__ = [
-    "MEDIA_TYPE",
-    "Sessions",
-    "Submitter",
-    "compose",
-    "compressed",
-    "file_name",
-    "report_document",
-    "report_id",
-]
-
 MEDIA_TYPE = "application/tlsrpt+gzip"
 """RFC 8460 §6.5."""
 

@@ -14,8 +14,6 @@ from datetime import datetime, timedelta
 
 from relay.mail.event import Event
 
-__all__ = ["KINDS", "RETRY", "kind_of", "next_try", "payload"]
-
 KINDS = ("accepted", "delivered", "temporary_fail", "permanent_fail")
 """The kinds of events that a webhook can be for."""
 

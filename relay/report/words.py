@@ -19,16 +19,6 @@ from relay.mail.jsontext import JsonFields
 from relay.mail.outcome import Code, DowngradeReason, PolicyMode, PolicyType, Waived
 from relay.policy.settings import Setting, TlsSettings
 
-__all__ = [
-    "answer_text",
-    "operator_text",
-    "policy_text",
-    "protection_of",
-    "reason_of",
-    "sentence_of",
-    "shown_name",
-]
-
 _GIVEN_UP = re.compile(r"given up after [^:]*: ")
 _HOST = re.compile(r"\S+(?: \[[^]\s]*\])?: ")
 _NAMED_HOST = re.compile(r"(\S+ \[[^]\s]*\]): ")

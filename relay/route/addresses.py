@@ -28,16 +28,6 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from relay.mail.ip import unmapped
 
-__all__ = [
-    "Address",
-    "Network",
-    "Own",
-    "Rejection",
-    "judge",
-    "parse_address",
-    "parse_address_literal",
-]
-
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 

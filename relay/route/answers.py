@@ -17,22 +17,6 @@ from enum import StrEnum
 from math import inf
 from typing import Protocol
 
-__all__ = [
-    "AddressAnswer",
-    "AddressLookup",
-    "MxAnswer",
-    "MxLookup",
-    "MxRecord",
-    "NoSuchName",
-    "Resolver",
-    "TlsaAnswer",
-    "TlsaLookup",
-    "TrustAd",
-    "TxtAnswer",
-    "TxtLookup",
-    "Unanswered",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class MxRecord:

@@ -28,18 +28,6 @@ from cryptography.x509.verification import (
 
 from relay.mail.outcome import PolicyResult
 
-__all__ = [
-    "UNREADABLE",
-    "fault_of",
-    "is_issued",
-    "key_of",
-    "load",
-    "load_whole",
-    "pin_of",
-    "readable",
-    "store_of",
-]
-
 UNREADABLE = (
     ValueError,
     TypeError,

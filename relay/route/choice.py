@@ -21,8 +21,6 @@ from typing import TypeVar, assert_never
 from relay.mail.address import AddressError, normalise_domain
 from relay.route.next_hop import NextHop, RouteChoice, RouteRule
 
-__all__ = ["Routes", "choose", "may_lead_to", "said"]
-
 T = TypeVar("T")
 
 

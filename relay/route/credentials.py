@@ -31,8 +31,6 @@ from relay.route.mx import hop_host_names
 from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
 from relay.route.secret_files import SecretFileError, Stamp, read_line, stamp_of
 
-__all__ = ["AccessTokens", "CredentialsError", "HeldToken", "Rest", "Rests", "RouteCredentials"]
-
 log = logging.getLogger(__name__)
 
 _RESTS = (60.0, 300.0, 900.0)

@@ -40,8 +40,6 @@ from relay.route.answers import (
 from relay.route.chain import UNREADABLE, is_issued, key_of, load, load_whole, readable
 from relay.route.floor import DaneFloor, DaneState, Tlsa
 
-__all__ = ["base_domains", "floor_of_records", "look_up", "matched", "parse_tlsa", "usable"]
-
 _DANE_TA, _DANE_EE = 2, 3
 _CERTIFICATE, _KEY = 0, 1
 _EXACT, _SHA_256, _SHA_512 = 0, 1, 2

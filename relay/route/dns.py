@@ -80,8 +80,6 @@ from relay.route.name_servers import (
     not_on_this_machine,
 )
 
-__all__ = ["DnsResolver"]
-
 log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0

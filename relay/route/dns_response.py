@@ -11,18 +11,6 @@ import dns.name
 import dns.rdatatype
 import dns.resolver
 
-__all__ = [
-    "BadName",
-    "NotAnAnswer",
-    "absolute",
-    "alias_target",
-    "failure",
-    "negative_ttl",
-    "refuse_referral",
-    "text_of",
-    "unfinished",
-]
-
 
 class BadName(Exception):
     """A name that cannot be in the DNS."""

@@ -12,8 +12,6 @@ from relay.route.addresses import Address, parse_address
 from relay.route.answers import AddressAnswer, AddressLookup
 from relay.route.next_hop import IpFamily, NextHop
 
-__all__ = ["usable_from", "why_unusable"]
-
 _VERSIONS = {IpFamily.IPV4: 4, IpFamily.IPV6: 6}
 
 

@@ -15,21 +15,6 @@ from relay.mail.outcome import NO_POLICY, HopPolicy, PolicyMode, PolicyResult, P
 from relay.mail.tls_session import JudgedBy
 from relay.route.mta_sts import PolicyError, StsMode, matches
 
-__all__ = [
-    "NO_DANE",
-    "NO_FLOOR",
-    "NO_STS",
-    "DaneFloor",
-    "DaneState",
-    "Floor",
-    "HostFloor",
-    "Proof",
-    "StsFloor",
-    "Tlsa",
-    "floor_at",
-    "not_named",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class StsFloor:

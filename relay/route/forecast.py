@@ -24,8 +24,6 @@ from relay.route.security import (
     next_step,
 )
 
-__all__ = ["Forecast", "describe", "forecast", "forecasts", "not_used", "sentence"]
-
 
 @dataclass(frozen=True, slots=True)
 class Forecast:

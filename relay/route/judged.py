@@ -11,8 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-__all__ = ["JudgedResolver"]
-
 
 class JudgedResolver(AbstractResolver):
     """`addresses`: a function of host and port; OSError where no address is allowed."""

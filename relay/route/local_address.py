@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 
-__all__ = ["is_local_address"]
-
 _NO_MACHINE = "192.0.2.1"
 """An address that no machine has (RFC 5737)."""
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from relay.mail.newest import keep_newest
 
-__all__ = ["LogOnce"]
-
 _SECONDS = 60.0
 _REMEMBERED = 1000
 

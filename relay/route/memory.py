@@ -33,21 +33,6 @@ from relay.mail.memory import (
 )
 from relay.policy.settings import MemoryAction
 
-__all__ = [
-    "MemoryOptions",
-    "Recalled",
-    "alarm_of",
-    "held_until",
-    "is_as_known",
-    "known_hosts",
-    "learned",
-    "most_of",
-    "recalled",
-    "rung",
-    "without_expired",
-    "without_host",
-]
-
 _NEW_NORMAL = timedelta(days=7)
 _TOLD_AGAIN = timedelta(days=1)
 MOST_HOSTS = 64

@@ -24,27 +24,6 @@ from enum import StrEnum
 
 from relay.mail.address import AddressError, normalise_domain
 
-__all__ = [
-    "BACK_OFF",
-    "MAX_POLICY_BYTES",
-    "InvalidPolicy",
-    "KeptPolicy",
-    "Policy",
-    "PolicyError",
-    "Refreshed",
-    "StsMode",
-    "is_backing_off",
-    "is_pattern",
-    "matches",
-    "parse_policy",
-    "policy_domain",
-    "policy_host",
-    "record_id",
-    "record_name",
-    "refresh_due",
-    "wants_fetch",
-]
-
 MAX_POLICY_BYTES = 64 * 1024
 """RFC 8461 §3.3 suggests it."""
 _LONGEST_MAX_AGE = timedelta(seconds=31_557_600)

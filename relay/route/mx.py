@@ -31,17 +31,6 @@ from relay.route.addresses import parse_address, parse_address_literal
 from relay.route.answers import MxAnswer, MxLookup, MxRecord, NoSuchName, Unanswered
 from relay.route.next_hop import NextHop, NoRoute
 
-__all__ = [
-    "MailHost",
-    "MailHosts",
-    "best_and_others",
-    "hop_host",
-    "hop_host_names",
-    "host_name",
-    "mail_hosts",
-    "unusable",
-]
-
 T = TypeVar("T")
 
 NULL_MX = 556

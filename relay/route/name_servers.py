@@ -23,14 +23,6 @@ import dns.resolver
 
 from relay.route.answers import TrustAd
 
-__all__ = [
-    "NameServers",
-    "ResolverError",
-    "ResolverOptions",
-    "not_on_this_machine",
-    "parse_nameserver",
-]
-
 log = logging.getLogger(__name__)
 
 _EDNS_OCTETS = 1232

@@ -15,28 +15,6 @@ from relay.mail.option import ONE_OR_MORE, NotEmpty, Path, Port, Range, ShortKey
 from relay.mail.outcome import Bounced, Deferred, NamedBy, Routing
 from relay.mail.record import record
 
-__all__ = [
-    "BY_NOBODY",
-    "NO_CHAIN",
-    "Auth",
-    "AuthMechanism",
-    "Credentials",
-    "Grant",
-    "Host",
-    "Hosts",
-    "IpFamily",
-    "Naming",
-    "NextHop",
-    "NoRoute",
-    "Rate",
-    "Route",
-    "RouteChoice",
-    "RouteFinder",
-    "RouteRule",
-    "TlsMode",
-    "TokenSource",
-]
-
 
 class TlsMode(StrEnum):
     """How TLS begins with a next hop."""

@@ -28,21 +28,6 @@ from relay.route.next_hop import Grant, TokenSource
 from relay.route.service_account import ServiceKey
 from relay.route.token import Granted, TokenRefused, Unavailable
 
-__all__ = [
-    "DEVICE_CODE_GRANT",
-    "DeviceCode",
-    "HttpAnswer",
-    "NotYet",
-    "TokenRequest",
-    "TokenSecrets",
-    "device_request",
-    "device_token_request",
-    "read_answer",
-    "read_device_answer",
-    "read_poll_answer",
-    "token_request",
-]
-
 DEVICE_CODE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _JWT_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 

@@ -33,8 +33,6 @@ from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Unansw
 from relay.route.mx import MailHost, MailHosts, best_and_others, loops_to_us, no_mail_host
 from relay.route.next_hop import Host, NoRoute
 
-__all__ = ["Candidate", "Plan", "arrange", "not_found", "plan"]
-
 _MakeHost = Callable[[str, str, int], Host]
 
 _MOST_LINES = 20

@@ -10,8 +10,6 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time, timedelta
 from hashlib import sha256
 
-__all__ = ["KEPT", "RETRIED_FOR", "next_try", "report_due", "reports_begin"]
-
 RETRIED_FOR = timedelta(hours=24)
 KEPT = timedelta(days=7)
 """How long the sessions of a day are kept, and what became of its reports."""

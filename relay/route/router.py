@@ -63,8 +63,6 @@ from relay.route.next_hop import (
 )
 from relay.route.plan import Plan, arrange, not_found, plan
 
-__all__ = ["RouteOptions", "Router"]
-
 log = logging.getLogger(__name__)
 
 _MOST_ADDRESSES = 100_000

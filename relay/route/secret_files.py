@@ -19,19 +19,6 @@ from pathlib import Path
 
 from relay.mail.files import sync_directory
 
-__all__ = [
-    "SecretFileError",
-    "Stamp",
-    "locked",
-    "place_of",
-    "read_line",
-    "read_text",
-    "replace_secret",
-    "reserve",
-    "shown_path",
-    "stamp_of",
-]
-
 Stamp = tuple[int, int, int]
 """Time of the last change, size and inode: another stamp means that the file may be another."""
 

@@ -48,28 +48,6 @@ from relay.policy.settings import TlsSettings
 from relay.route.floor import NO_FLOOR, Floor, Proof
 from relay.route.next_hop import NO_CHAIN, Host, TlsMode
 
-__all__ = [
-    "DOWNGRADE_REASONS",
-    "STRONG",
-    "Action",
-    "NextStep",
-    "OnTlsUnmet",
-    "OnUnverified",
-    "Requirement",
-    "SecurityOptions",
-    "Situation",
-    "TlsVersion",
-    "at_host",
-    "demands_verified_tls",
-    "held_to",
-    "instead",
-    "is_below",
-    "next_step",
-    "policy_result",
-    "requirement",
-    "under",
-]
-
 
 class TlsVersion(StrEnum):
     """The TLS versions there are to choose from, oldest first."""

@@ -14,8 +14,6 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from relay.mail.jsontext import object_of
 
-__all__ = ["ServiceKey"]
-
 _STATEMENT_LIFE = timedelta(hours=1)
 """Google takes no longer one."""
 

@@ -18,8 +18,6 @@ from enum import StrEnum
 from relay.mail.memory import DomainMemory, Run, Shown
 from relay.route.memory import known_hosts
 
-__all__ = ["Reason", "Suggestion", "suggested"]
-
 
 class Reason(StrEnum):
     """Why no rule is suggested for a domain."""

@@ -14,8 +14,6 @@ from urllib.parse import unquote, urlsplit
 
 from relay.mail.address import AddressError, normalise_domain, parse_path
 
-__all__ = ["MOST_TARGETS", "ReportTarget", "report_targets", "tlsrpt_name"]
-
 MOST_TARGETS = 10
 
 _RECORD_BEGINS = b"v=TLSRPTv1;"

@@ -17,8 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-__all__ = ["Granted", "Pause", "Token", "TokenRefused", "Unavailable", "pause_after"]
-
 _RENEWED_BEFORE = timedelta(minutes=5)
 _REFUSED_WAITS = (60.0, 300.0, 900.0)
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 60.0

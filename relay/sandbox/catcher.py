@@ -15,8 +15,6 @@ from relay.sandbox.certificates import Authority
 from relay.sandbox.mx import MxServer
 from relay.sandbox.script import Script
 
-__all__ = ["Catcher"]
-
 _KEPT_CONNECTIONS = 200
 _CLEANING_SECONDS = 1.0
 _HEADER_BYTES = 8192

@@ -22,8 +22,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-__all__ = ["Authority", "Certificate", "Kind", "server_context"]
-
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 _DAY = timedelta(days=1)

@@ -45,8 +45,6 @@ from relay.sandbox.dns import DnsServer
 from relay.sandbox.mx import MxServer
 from relay.workers.systemd import Systemd
 
-__all__ = ["main", "run"]
-
 PATIENCE_SECONDS = 12.0
 
 

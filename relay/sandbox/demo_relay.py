@@ -20,8 +20,6 @@ from relay.config import Config, ConfigError, as_document, load
 from relay.daemon import Demonstration, serve
 from relay.sandbox.catcher import Catcher
 
-__all__ = ["main", "overlay"]
-
 CAUGHT = ("*.example", "example.com", "example.net", "example.org")
 
 _NOTE = (

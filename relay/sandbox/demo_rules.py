@@ -10,8 +10,6 @@ from relay.mail.jsontext import JsonDocument, JsonFields
 from relay.sandbox.certificates import Kind
 from relay.sandbox.script import Script, StartTls
 
-__all__ = ["HOSTS", "SETTINGS", "WAYS", "Cell", "DemoHost", "Published", "Result"]
-
 
 class Result(StrEnum):
     """The result for a message."""

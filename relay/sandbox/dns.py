@@ -32,8 +32,6 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-__all__ = ["DnsAnswer", "DnsServer", "Fault"]
-
 _LONGEST_CHAIN = 16
 """CNAMEs followed in one answer."""
 

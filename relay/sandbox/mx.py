@@ -47,8 +47,6 @@ from relay.sandbox.script import (
     encoded,
 )
 
-__all__ = ["MxServer"]
-
 
 class MxServer:
     """One mail host on one address.

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from relay.route.mta_sts import policy_host
 from relay.sandbox.certificates import Authority, Kind, server_context
 
-__all__ = ["PolicyHost", "WebAnswer", "policy"]
-
 
 def policy(*mx: str, mode: str = "enforce", max_age: int = 604_800) -> bytes:
     """The text of a policy."""

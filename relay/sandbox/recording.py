@@ -17,8 +17,6 @@ from enum import StrEnum
 from relay.mail.jsontext import JsonFields
 from relay.sandbox.script import Script
 
-__all__ = ["Ended", "HostProtocol", "Phase", "ReceivedMessage", "RecordedConnection", "path_text"]
-
 
 class Phase(StrEnum):
     """The phase of the connection in which a byte came."""

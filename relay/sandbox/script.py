@@ -16,21 +16,6 @@ from enum import StrEnum
 
 from relay.sandbox.certificates import Kind
 
-__all__ = [
-    "STARTTLS_REPLIES",
-    "TLS_1_0_ONLY",
-    "USUAL_REPLIES",
-    "Replies",
-    "ReplyOrText",
-    "Script",
-    "ScriptedReply",
-    "StartTls",
-    "Then",
-    "as_reply",
-    "begins_with",
-    "encoded",
-]
-
 
 class StartTls(StrEnum):
     """How the host behaves at STARTTLS."""

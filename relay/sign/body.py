@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import re
 
-__all__ = ["BodyHash"]
-
 _NO_SINGLE_SPACE = re.compile(rb"[ \t]{2,}+|\t")
 _MANY_LINE_ENDS = b"\r\n" * 4096
 

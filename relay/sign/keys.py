@@ -20,8 +20,6 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa, uti
 from relay.sign.options import DkimDomain
 from relay.sign.signature import SigningKey
 
-__all__ = ["KeyFileError", "dns_record", "load_key", "load_keys", "new_key"]
-
 _LEAST_BITS = 1024
 _STRING_OCTETS = 255
 

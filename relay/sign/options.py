@@ -8,8 +8,6 @@ from typing import Annotated
 
 from relay.mail.option import Path, TextForm
 
-__all__ = ["DkimDomain", "DkimOptions"]
-
 
 @dataclass(frozen=True, slots=True)
 class DkimDomain:

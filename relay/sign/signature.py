@@ -28,8 +28,6 @@ from relay.mail.address import AddressError, domain_of, normalise_domain
 from relay.mail.header import named
 from relay.queue.entry import QueuedMessage
 
-__all__ = ["SigningKey", "key_for", "may_sign", "sign", "why_unsigned"]
-
 
 class _Key(Protocol):
     """Signs a SHA-256 hash. `algorithm`: the value of the a= tag."""

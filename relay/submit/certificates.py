@@ -13,8 +13,6 @@ import warnings
 
 from relay.route.security import TlsVersion
 
-__all__ = ["CertificateError", "ServerTls"]
-
 
 class CertificateError(Exception):
     """The relay cannot use a certificate or its key; the text says why."""

@@ -23,8 +23,6 @@ from typing import Protocol
 from relay.mail.ip import canonical
 from relay.mail.newest import keep_newest
 
-__all__ = ["FailedElsewhere", "Failures", "client_key"]
-
 _MOST_OF_NAME = 10
 _MOST_OF_CLIENT = 30
 _WINDOW = timedelta(minutes=10)

@@ -14,8 +14,6 @@ from datetime import UTC, datetime, timedelta
 from relay.mail.newest import keep_newest
 from relay.submit.failures import client_key
 
-__all__ = ["LogLimit"]
-
 _MOST_OF_CLIENT = 10
 _MOST_OF_ALL = 1000
 _WINDOW = timedelta(minutes=10)

@@ -30,18 +30,6 @@ from relay.queue.summary import summarise
 from relay.submit.options import Contradiction, Options, combined, read_options
 from relay.submit.trace import Arrival
 
-__all__ = [
-    "HEADER_SECTION_OCTETS",
-    "HEADER_TOO_LARGE",
-    "OUR_TROUBLE",
-    "OUT_OF_ROOM",
-    "Refusal",
-    "Screened",
-    "open_header",
-    "queued_recipients",
-    "refuse",
-]
-
 HEADER_SECTION_OCTETS = 1024 * 1024
 """The largest header section: the relay keeps it in memory while it judges it."""
 

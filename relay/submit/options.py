@@ -30,18 +30,6 @@ from relay.policy.fields import NO_WISHES, BadField, Wishes, read_wishes, yes_or
 from relay.queue.entry import Terms
 from relay.queue.summary import decoded, readable
 
-__all__ = [
-    "MAX_OPTIONS_OCTETS",
-    "NO_OPTIONS",
-    "Contradiction",
-    "Options",
-    "combined",
-    "deliver_within",
-    "delivery_time",
-    "read_options",
-    "unique_tags",
-]
-
 MAX_OPTIONS_OCTETS = 16 * 1024
 """The limit for all options of a message together."""
 

@@ -36,8 +36,6 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from relay.mail.newest import keep_newest
 from relay.submit.failures import Failures, client_key
 
-__all__ = ["SecretChecker", "SecretVerdict", "log_refused"]
-
 _REMEMBERED = 1024
 _NAME_LENGTH = 100
 """How much of a user's name is kept to count its wrong passwords."""

@@ -18,8 +18,6 @@ from typing import NamedTuple
 from relay.mail.address import in_header
 from relay.mail.section import HeaderSection
 
-__all__ = ["Arrival", "date_time", "missing_fields", "received_field", "tcp_info"]
-
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 

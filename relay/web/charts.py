@@ -13,8 +13,6 @@ from math import ceil, log10
 from relay.mail.event import EventResult, Protection
 from relay.queue.statistics import HourlyCount
 
-__all__ = ["Bar", "Chart", "Line", "Slot", "chart_of"]
-
 WIDTH, HEIGHT = 600, 160
 _PROTECTIONS = (Protection.VERIFIED, Protection.ENCRYPTED, Protection.CLEAR)
 _MOST_SLOTS = 60

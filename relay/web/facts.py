@@ -13,8 +13,6 @@ from typing import NamedTuple
 from relay.admin.certificates import faults
 from relay.mail.jsontext import JsonFields
 
-__all__ = ["FactGroup", "certificate_facts", "groups_of", "rule_text", "setting_text"]
-
 Pairs = list[tuple[str, object]]
 
 _NAMES_KEPT = 5

@@ -11,8 +11,6 @@ from relay.mail.event import Protection
 from relay.policy.settings import Source
 from relay.queue.store import EventFilter
 
-__all__ = ["EVENTS", "PROTECTIONS", "SOURCES", "LogFilter", "read_filter", "read_time"]
-
 EVENTS = ("accepted", "delivered", "deferred", "failed", "operator")
 PROTECTIONS = tuple(one.value for one in Protection)
 SOURCES = tuple(one.value for one in Source)

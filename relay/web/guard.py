@@ -31,8 +31,6 @@ from relay.web.options import Role, WebUser
 from relay.web.sessions import PageSession, Sessions
 from relay.web.state import Web
 
-__all__ = ["Guard", "PageRefused", "SignedInUser"]
-
 log = logging.getLogger("relay.page")
 
 _LONGEST_NAME = 100

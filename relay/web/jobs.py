@@ -19,8 +19,6 @@ from relay.queue.store import QueueFilter, SpoolError
 from relay.report import deliverylog
 from relay.web.state import Web
 
-__all__ = ["Jobs", "QueueJob"]
-
 log = logging.getLogger("relay.page")
 
 _KEPT = 50

@@ -19,8 +19,6 @@ from relay.queue.event_matching import event_matches
 from relay.queue.store import EventFilter, QueueView, SpoolError, StoredEvent
 from relay.web.rows import Row, row_of
 
-__all__ = ["Live", "TooManyViewers", "Viewer", "message"]
-
 VIEWERS = 400
 _TICK_SECONDS = 0.5
 _PAGE = 500

@@ -10,8 +10,6 @@ from typing import Annotated
 
 from relay.mail.option import SECRET, TextForm
 
-__all__ = ["Role", "WebOptions", "WebUser"]
-
 
 class Role(StrEnum):
     """What a user may do."""

@@ -29,17 +29,6 @@ from relay.queue.store import (
 from relay.web.rows import Row, row_of
 from relay.web.state import Web
 
-__all__ = [
-    "CountedQueue",
-    "Forecasts",
-    "LogPage",
-    "QueueCount",
-    "count_messages",
-    "events_of",
-    "log_page",
-    "reports_on",
-]
-
 PAGE_ROWS = 50
 STORY_EVENTS = 500
 STORY_REPORTS = 20

@@ -12,8 +12,6 @@ from relay.mail.jsontext import JsonFields
 from relay.report.words import operator_text, protection_of, sentence_of, shown_name
 from relay.web.facts import FactGroup, groups_of
 
-__all__ = ["Row", "row_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -15,8 +15,6 @@ from datetime import datetime, timedelta
 
 from relay.web.options import WebUser
 
-__all__ = ["PageSession", "Sessions"]
-
 LIFETIME = timedelta(hours=12)
 IDLE = timedelta(minutes=30)
 _MOST = 1000

@@ -52,8 +52,6 @@ from relay.web.queries import CountedQueue, Forecasts
 from relay.web.rows import Row
 from relay.web.state import Web
 
-__all__ = ["Site", "install"]
-
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:;"

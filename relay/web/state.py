@@ -14,8 +14,6 @@ from relay.queue.store import QueueView
 from relay.submit.failures import Failures
 from relay.web.options import WebOptions
 
-__all__ = ["Caught", "Facts", "Web"]
-
 Caught = Callable[[str], bytes | None]
 """In the demonstration: the content of a message as its mail host received it, by queue id."""
 

@@ -11,8 +11,6 @@ from relay.queue.entry import TLS_REPORT
 from relay.web.facts import rule_text, setting_text
 from relay.web.rows import Row
 
-__all__ = ["RecipientStory", "Story", "story_of"]
-
 
 @dataclass(slots=True)
 class RecipientStory:

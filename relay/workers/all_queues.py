@@ -28,8 +28,6 @@ from relay.queue.store import (
 )
 from relay.queue.tls_sessions import CountedSessions, DomainSessions, sessions_added_up
 
-__all__ = ["AllQueues"]
-
 
 class AllQueues:
     """A `QueueView` of several queues."""

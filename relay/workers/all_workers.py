@@ -24,8 +24,6 @@ from relay.queue.store import ChangeStep, EventOfChange, QueueControl, QueueFilt
 from relay.report.merged import merged
 from relay.workers.other_worker import OtherWorker
 
-__all__ = ["AllWorkers"]
-
 
 class AllWorkers:
     """A `QueueControl` and a `RunningRelay`: this worker and the others."""

@@ -11,8 +11,6 @@ from relay.admin.control_socket import REQUEST_BYTES
 from relay.admin.requests import RequestError
 from relay.mail.jsontext import JsonDocument, of_json
 
-__all__ = ["OtherWorker"]
-
 _LINE_BYTES = 64 * REQUEST_BYTES
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0

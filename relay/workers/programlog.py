@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from queue import Full, Queue
 from typing import TextIO
 
-__all__ = ["ProgramLog", "is_journal"]
-
 _WAITING = 10_000
 _LIBRARIES = ("asyncio", "mail.log", "aiosmtpd", "dns")
 

@@ -12,8 +12,6 @@ import mmap
 import zlib
 from datetime import datetime
 
-__all__ = ["SLOTS", "SharedCounters", "WorkerCounters"]
-
 SLOTS = 16_384
 _TOTAL = SLOTS
 _FAILURES = SLOTS + 1

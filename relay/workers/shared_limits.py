@@ -17,8 +17,6 @@ from contextlib import contextmanager
 
 from relay.deliver.hop_limits import CELLS, CELLS_OF_A_WORKER, Cells
 
-__all__ = ["ROWS", "LimitsOfWorker", "SharedLimits"]
-
 ROWS = 2048
 """The most next hops with a limit, with those that were in the configuration before a reload."""
 _NAME = 1

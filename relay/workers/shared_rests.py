@@ -11,8 +11,6 @@ import mmap
 
 from relay.route.credentials import Rest
 
-__all__ = ["SLOTS", "SharedRests"]
-
 SLOTS = 4096
 _WIDTH = 3
 

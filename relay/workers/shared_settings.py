@@ -12,8 +12,6 @@ import mmap
 import struct
 import zlib
 
-__all__ = ["CAPACITY_BYTES", "SharedSettings"]
-
 CAPACITY_BYTES = 8 * 1024 * 1024
 """Pages that were never written cost nothing."""
 

@@ -18,8 +18,6 @@ from relay.receive.spec import ListenerSpec, TcpAddress, UnixAddress, parse_addr
 from relay.workers.systemd import passed_sockets
 from relay.workers.worker import StartError
 
-__all__ = ["ListeningSockets", "sockets_from_systemd"]
-
 
 def sockets_from_systemd(config: Config, environ: Mapping[str, str]) -> dict[str, socket.socket]:
     """The sockets systemd opened for us, by address; each has to be that of a listener."""

@@ -43,8 +43,6 @@ from relay.workers.sockets import ListeningSockets
 from relay.workers.systemd import Systemd
 from relay.workers.worker import BEAT, READY, Worker
 
-__all__ = ["SIGNALS", "Supervisor"]
-
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)

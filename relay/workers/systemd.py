@@ -11,8 +11,6 @@ import socket
 import time
 from collections.abc import Mapping
 
-__all__ = ["Systemd", "passed_sockets"]
-
 _FIRST_PASSED = 3
 """Descriptors handed over begin here."""
 

@@ -21,8 +21,6 @@ from relay.workers.shared_limits import LimitsOfWorker
 from relay.workers.shared_rests import SharedRests
 from relay.workers.shared_settings import SharedSettings
 
-__all__ = ["ALONE", "BEAT", "READY", "StartError", "Worker"]
-
 READY = b"r"
 BEAT = b"."
 BEAT_SECONDS = 5.0

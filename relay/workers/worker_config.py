@@ -25,8 +25,6 @@ from relay.config import Config
 from relay.queue.division import share
 from relay.queue.engine import WORKER_SPOOL
 
-__all__ = ["control_socket", "node_name", "shared_spool", "spool", "worker_config"]
-
 
 def worker_config(config: Config, worker: int, workers: int) -> Config:
     """The configuration of one worker."""

@@ -26,8 +26,6 @@ from relay.route.answers import (
     Unanswered,
 )
 
-__all__ = ["FakeDns"]
-
 
 @dataclass
 class FakeDns:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Field", "iter_fields"]
-
 
 class Field(NamedTuple):
     """One field. `raw` is all of it with its CRLFs.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["grows_linearly"]
-
 _TURNS = 5
 
 

@@ -8,8 +8,6 @@ from typing import Any
 from relay.admin.operator import Deliveries
 from relay.policy.fields import Wishes
 
-__all__ = ["QuietRelay"]
-
 Explain = Callable[..., Awaitable[dict[str, Any]]]
 
 

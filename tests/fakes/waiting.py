@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["idle_seconds", "patient", "until"]
-
 
 def patient(seconds: float) -> float:
     """The wait that so many seconds are on a machine that does nothing else: longer by as many

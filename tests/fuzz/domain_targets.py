@@ -32,8 +32,6 @@ from relay.route.mta_sts import (
 )
 from relay.route.tlsrpt import MOST_TARGETS, report_targets
 
-__all__ = ["policies", "tlsa"]
-
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 HOST = "mx.example.net"
 

@@ -20,8 +20,6 @@ from relay.route.addresses import parse_address
 from relay.route.answers import AddressAnswer, AddressLookup
 from tests.fuzz.pieces import cut, run_at_once
 
-__all__ = ["forms", "origins", "webhooks"]
-
 _FIELDS_OCTETS = 400
 _SMALL = patch.multiple(
     formparser, FIELDS_OCTETS=_FIELDS_OCTETS, _MOST_FIELDS=6, _HEADER_OCTETS=200

@@ -6,8 +6,6 @@ from random import Random
 
 from tests.fuzz.targets import WORDS
 
-__all__ = ["mutated"]
-
 
 def mutated(random: Random, seeds: list[bytes]) -> bytes:
     """A seed, changed a little or much."""

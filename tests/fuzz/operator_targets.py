@@ -20,8 +20,6 @@ from relay.queue.store import QueueFilter
 from relay.queue.verbs import VERBS
 from tests.fakes.queued import NOW, new_message
 
-__all__ = ["close", "requests"]
-
 control.FOLLOW_SECONDS = 0.01
 _PATIENCE_SECONDS = 5.0
 _FILTERS = ("ids", "domain", "sender", "older-than", "state")

@@ -6,8 +6,6 @@ from collections.abc import Coroutine
 from itertools import pairwise
 from typing import Any, TypeVar
 
-__all__ = ["cut", "run_at_once"]
-
 Result = TypeVar("Result")
 
 

@@ -41,8 +41,6 @@ from tests.fuzz.http_targets import forms, origins, webhooks
 from tests.fuzz.operator_targets import requests
 from tests.fuzz.pieces import cut
 
-__all__ = ["SEEDS", "TARGETS", "WORDS"]
-
 _NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from relay.sandbox.certificates import Certificate
 from tests.rigs.ports import accepts_connections, open_directory, wait_until
 
-__all__ = ["Dovecot", "submission"]
-
 _CONFIG = """\
 protocols = submission
 base_dir = {dir}/run

@@ -19,8 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 
-__all__ = ["LimitedHost", "Stay", "most_at_once"]
-
 
 @dataclass(eq=False, slots=True)
 class Stay:

@@ -36,8 +36,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["Cut", "History"]
-
 SECTOR = 512
 PAGE = 4096
 

@@ -12,8 +12,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-__all__ = ["Stripper", "stripper"]
-
 _STARTTLS = re.compile(rb"STARTTLS", re.IGNORECASE)
 
 

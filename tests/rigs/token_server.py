@@ -27,8 +27,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from relay.sandbox.certificates import Authority, Kind, server_context
 
-__all__ = ["CLIENT_ID", "CLIENT_SECRET", "Failure", "TokenServer", "service_key"]
-
 CLIENT_ID = "relay-app"
 CLIENT_SECRET = "c1ient-5ecret~Q8~with.marks"
 

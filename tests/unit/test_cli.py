@@ -25,8 +25,9 @@ from relay.admin.control import Control
 from relay.admin.control_socket import start_control
 from relay.admin.operator import Operator
 from relay.cli import relay
-from relay.cli.common import age_text, printable, size_text
+from relay.cli.common import age_text, size_text
 from relay.cli.log import _for_people
+from relay.mail.printable import printable
 from relay.policy.settings import Setting, Source, TlsSettings
 from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.sqlite.store import SqliteStore

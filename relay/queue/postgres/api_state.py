@@ -26,8 +26,6 @@ from relay.queue.postgres.lease import Lease
 from relay.queue.rows import micros, moment
 from relay.queue.store import StoredEvent
 
-__all__ = ["PostgresApiState", "UnseenEvents", "add_calls_about", "unseen_events"]
-
 _EVENTS = 1000
 
 

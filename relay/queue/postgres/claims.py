@@ -33,8 +33,6 @@ from relay.queue.rows import (
 from relay.queue.store import ClaimLost, QueueFilter
 from relay.queue.verbs import VERBS, Changed, Verb
 
-__all__ = ["are_claimed_by_others", "change", "claim", "free", "held", "pull_forward", "release"]
-
 _Columns = tuple[int, str, int, int | None, str]
 """Of a recipient: idx, domain, state, due, data."""
 

@@ -31,8 +31,6 @@ from relay.queue.postgres.transaction import LeaseLost, Transactions, UnknownOut
 from relay.queue.request import Request, resolve
 from relay.queue.store import QueueFull, SpoolError, StoredEvent
 
-__all__ = ["PATIENCE", "Writer"]
-
 log = logging.getLogger(__name__)
 
 PATIENCE = 10.0

@@ -25,23 +25,6 @@ import asyncpg
 from relay.queue.server_address import ServerAddress
 from relay.queue.store import QueueFull, SpoolError
 
-__all__ = [
-    "ERRORS",
-    "OLDEST_SERVER",
-    "SAFE_COMMIT",
-    "Ask",
-    "Db",
-    "Link",
-    "NoServer",
-    "Server",
-    "StartRefused",
-    "Superseded",
-    "changed_rows",
-    "is_lost",
-    "may_repeat",
-    "translated",
-]
-
 
 class Db(Protocol):
     """What is used of a connection: the library has no types of its own."""

@@ -9,8 +9,6 @@ from relay.queue.postgres.matching import as_json
 from relay.queue.postgres.schema import CLAIMED
 from relay.queue.rows import FINAL_NUMBER, STATE_NUMBER
 
-__all__ = ["count_destinations"]
-
 _WINDOW = 5000
 
 _QUEUED, _DEFERRED, _HELD = (

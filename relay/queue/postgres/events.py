@@ -15,8 +15,6 @@ from relay.queue.postgres.connection import Db
 from relay.queue.postgres.matching import PostgresValues
 from relay.queue.store import EventFilter, StoredEvent
 
-__all__ = ["event_bounds", "events_after", "events_within", "nodes", "note_written", "unwritten"]
-
 _WINDOW = 1000
 
 

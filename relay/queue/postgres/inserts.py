@@ -9,21 +9,6 @@ from typing import Any
 
 from relay.queue.postgres.schema import CLAIMED
 
-__all__ = [
-    "COUNTED",
-    "EXCEPTIONS",
-    "FINISHED_CONTENT",
-    "FINISHED_MESSAGES",
-    "FINISHED_RECIPIENTS",
-    "NEW_EVENTS",
-    "NEW_MESSAGES",
-    "NEW_PENDING",
-    "NEW_RECIPIENTS",
-    "ONCE",
-    "columns",
-    "numbered",
-]
-
 NEW_MESSAGES = """INSERT INTO relay.message
     (queue_id, arrived, size_bytes, recipients, in_pieces, reverse_path, data, content)
     SELECT * FROM unnest({0}::text[], {1}::bigint[], {2}::bigint[], {3}::integer[],

@@ -16,8 +16,6 @@ from relay.queue.postgres.schema import CLAIMED, LEAVING
 from relay.queue.rows import FINAL_NUMBER
 from relay.queue.store import ClaimLost
 
-__all__ = ["are_claimed", "taken_late"]
-
 log = logging.getLogger(__name__)
 
 _TAKEN_LATE = frozenset({State.DELIVERED, State.BOUNCED})

@@ -34,15 +34,6 @@ from relay.queue.postgres.connection import Db, Link, StartRefused, Superseded
 from relay.queue.postgres.leftovers import dead_holders, give_all_back, sweep, take_over
 from relay.queue.store import SpoolError
 
-__all__ = [
-    "Lease",
-    "NodeOptions",
-    "ask_to_give_back",
-    "boottime",
-    "have_given_back",
-    "others_that_hold",
-]
-
 log = logging.getLogger(__name__)
 
 _CLOCK_DRIFT = timedelta(seconds=5)

@@ -14,8 +14,6 @@ from datetime import timedelta
 from relay.queue.postgres.connection import Db, changed_rows
 from relay.queue.postgres.schema import CLAIMED, READY
 
-__all__ = ["dead_holders", "give_all_back", "sweep", "take_over"]
-
 _TAKEN_AT_ONCE = 1000
 _KEPT_LOST = timedelta(days=1)
 

@@ -13,8 +13,6 @@ from relay.queue.postgres.connection import Db
 from relay.queue.postgres.schema import READY, WAITING
 from relay.queue.rows import moment
 
-__all__ = ["Look", "look", "say_seen"]
-
 # The least domain is one step in the index. For EXISTS the planner may read the whole table.
 _LOOK = f"""SELECT (SELECT min(domain) FROM relay.recipient WHERE place = {READY}) AS ready,
     (SELECT min(due) FROM relay.recipient WHERE place = {WAITING}) AS waiting,

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from relay.queue.conditions import Values
 
-__all__ = ["PostgresValues", "as_json"]
-
 
 def as_json(column: str) -> str:
     """A column of JSON text, to be looked into: PostgreSQL has no NUL in text."""

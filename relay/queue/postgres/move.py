@@ -40,8 +40,6 @@ from relay.queue.postgres.schema import CLAIMED, LEAVING, migrate
 from relay.queue.postgres.staging import INLINE_BYTES
 from relay.queue.rows import micros, moment
 
-__all__ = ["PostgresMove"]
-
 _SECONDS = 120.0
 _GIVE_BACK_SECONDS = 3.0
 _GLANCE_SECONDS = 0.05

@@ -16,8 +16,6 @@ from relay.queue.postgres import claims
 from relay.queue.postgres.connection import SAFE_COMMIT, Db, Link
 from relay.queue.postgres.lease import Lease
 
-__all__ = ["NodeClaims"]
-
 
 class NodeClaims:
     """`give_back`: makes entries due again, without waiting for it."""

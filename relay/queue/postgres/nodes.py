@@ -6,8 +6,6 @@ from relay.queue.nodes import Node, NodeState
 from relay.queue.postgres.connection import Db
 from relay.queue.postgres.schema import CLAIMED
 
-__all__ = ["nodes"]
-
 _NODES = f"""
     SELECT node.name, CASE WHEN last.id IS NULL THEN 'left' WHEN last.lost IS NULL THEN 'live'
         ELSE 'lost' END AS state, last.host, last.version, last.policy_digest,

@@ -24,8 +24,6 @@ from relay.queue.postgres.connection import Db
 from relay.queue.rows import micros
 from relay.queue.tls_sessions import day_of
 
-__all__ = ["EventDays", "drop_old", "old_ones"]
-
 log = logging.getLogger(__name__)
 
 _AHEAD = timedelta(days=2)

@@ -26,8 +26,6 @@ from relay.queue.postgres.inserts import (
 from relay.queue.postgres.lease import Lease
 from relay.queue.postgres.statistics import Counts
 
-__all__ = ["is_plain", "write"]
-
 
 @cache
 def _statement(*, finishes: bool, takes_in: bool, counts: bool, excepts: bool) -> str:

@@ -13,8 +13,6 @@ from relay.queue.policies import StoredPolicy, policies_of_rows
 from relay.queue.postgres.connection import SAFE_COMMIT, Db, Link, Server, changed_rows
 from relay.queue.rows import micros
 
-__all__ = ["PoliciesToRead", "PostgresMemory", "PostgresPolicyCache"]
-
 _SECONDS = 10.0
 _COLUMNS = "domain, id, body, fetched, refresh_at"
 

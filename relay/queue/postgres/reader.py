@@ -21,8 +21,6 @@ from relay.queue.postgres.connection import Db, Link, Server
 from relay.queue.postgres.nodes import nodes
 from relay.queue.store import CHUNK_BYTES, EventFilter, StoredEvent
 
-__all__ = ["Reader", "asks", "searches"]
-
 _SECONDS = 20.0
 _LINKS = 2
 

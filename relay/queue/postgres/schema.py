@@ -40,18 +40,6 @@ from relay.queue.postgres.connection import (
     translated,
 )
 
-__all__ = [
-    "ASIDE",
-    "CLAIMED",
-    "LEAVING",
-    "MIGRATIONS",
-    "READY",
-    "WAITING",
-    "describe",
-    "migrate",
-    "newer_owner",
-]
-
 WAITING, READY, CLAIMED, ASIDE, LEAVING = map(int, Place)
 
 

@@ -15,8 +15,6 @@ from relay.queue.postgres.connection import Db, Link
 from relay.queue.postgres.lease import Lease
 from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError
 
-__all__ = ["INLINE_BYTES", "Staging"]
-
 INLINE_BYTES = 64 * 1024
 """Content up to this size lies with its message."""
 

@@ -35,8 +35,6 @@ from relay.queue.postgres.tls_sessions import SessionCounter, finish_reports
 from relay.queue.request import Refused, Request, answer_settled, settled_messages
 from relay.queue.rows import FINAL_NUMBER
 
-__all__ = ["AWAITED", "Tables", "remove_if_done"]
-
 AWAITED = (
     "SELECT 1 FROM relay.recipient WHERE recipient.queue_id = owed.queue_id"
     f" AND place <> {ASIDE} AND due <= owed.report_after"

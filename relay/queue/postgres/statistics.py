@@ -31,16 +31,6 @@ from relay.queue.statistics import (
     hourly_counts,
 )
 
-__all__ = [
-    "Counts",
-    "MailCounter",
-    "count_hours",
-    "count_mail",
-    "find_exceptions",
-    "fold",
-    "purge_statistics",
-]
-
 _FOLDED = 20_000
 _KEY = "recipient_domain, sender_domain, hour, result, protection, policy, reason"
 

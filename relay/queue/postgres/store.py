@@ -57,8 +57,6 @@ from relay.queue.settle import Settlement
 from relay.queue.store import QueueFilter, SpoolError, StoredEvent
 from relay.queue.verbs import Changed
 
-__all__ = ["PostgresStore"]
-
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0

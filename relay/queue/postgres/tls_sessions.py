@@ -25,19 +25,6 @@ from relay.queue.tls_sessions import (
     day_number,
 )
 
-__all__ = [
-    "SessionCounter",
-    "claim_report",
-    "days",
-    "domains",
-    "domains_reported",
-    "finish_reports",
-    "finished_reports",
-    "purge_sessions",
-    "release_report",
-    "sessions",
-]
-
 
 class SessionCounter:
     """Adds to the counts, for the writer."""

@@ -38,8 +38,6 @@ from relay.queue.postgres.statements import Tables
 from relay.queue.request import Refused, Request
 from relay.queue.store import SpoolError
 
-__all__ = ["SILENCE", "LeaseLost", "Transactions", "UnknownOutcome", "undone"]
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

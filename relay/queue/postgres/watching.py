@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from relay.queue.nodes import DatabaseState, Holder
 from relay.queue.postgres.connection import Db
 
-__all__ = ["database_state", "holders"]
-
 _HOLDERS = """
     SELECT 'a transaction of ' || coalesce(usename, 'an unknown role')
         || coalesce(' (' || nullif(application_name, '') || ')', '') || ', process ' || pid AS name,

@@ -38,8 +38,6 @@ from relay.queue.sqlite.files import CONTENT, link_all
 from relay.queue.sqlite.schema import migrate
 from relay.queue.store import SpoolError
 
-__all__ = ["adopt", "orphans"]
-
 log = logging.getLogger(__name__)
 
 _ADOPTED = "adopting-"

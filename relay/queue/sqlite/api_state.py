@@ -21,8 +21,6 @@ from relay.queue.api_state import (
 from relay.queue.rows import micros, moment
 from relay.queue.sqlite.schema import version_of
 
-__all__ = ["SqliteApiState", "domain_settings"]
-
 _SINCE_VERSION = 3
 
 T = TypeVar("T")

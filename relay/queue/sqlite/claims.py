@@ -36,8 +36,6 @@ from relay.queue.sqlite.tls_sessions import forget_claims
 from relay.queue.store import QueueFilter, SpoolError
 from relay.queue.verbs import VERBS, Changed, Verb
 
-__all__ = ["change", "claim", "pull_forward", "purge_events", "recover", "release"]
-
 log = logging.getLogger(__name__)
 
 _PROMOTED = 1000

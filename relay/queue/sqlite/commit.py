@@ -34,8 +34,6 @@ from relay.queue.sqlite.statements import Tables
 from relay.queue.sqlite.wal import WriteAheadLog
 from relay.queue.store import SpoolError, StoredEvent
 
-__all__ = ["Writer"]
-
 log = logging.getLogger(__name__)
 
 _BATCH_REQUESTS = 512

@@ -31,8 +31,6 @@ from relay.queue.sqlite.disk import Spool, translated
 from relay.queue.sqlite.files import CONTENT, create
 from relay.queue.store import QueueFull, SpoolError
 
-__all__ = ["Contents"]
-
 log = logging.getLogger(__name__)
 
 _THREADS = 4

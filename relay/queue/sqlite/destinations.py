@@ -9,8 +9,6 @@ from relay.queue.entry import State
 from relay.queue.rows import FINAL_NUMBER, STATE_NUMBER
 from relay.queue.sqlite.schema import CLAIMED
 
-__all__ = ["count_destinations"]
-
 _WINDOW = 5000
 _TIME_DIGITS = 20
 

@@ -30,18 +30,6 @@ from relay.queue.sqlite.files import make_directories
 from relay.queue.sqlite.schema import APPLICATION_ID, MIGRATIONS, version_of
 from relay.queue.store import QueueFull, SpoolError
 
-__all__ = [
-    "Spool",
-    "check_quickly",
-    "holder",
-    "is_busy",
-    "is_full",
-    "open_reader",
-    "open_stopped",
-    "open_writer",
-    "translated",
-]
-
 log = logging.getLogger(__name__)
 
 DATABASE = "queue.db"

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from relay.queue.sqlite.disk import PAGE_BYTES, Spool, is_busy, is_full
 from relay.queue.store import SpoolError
 
-__all__ = ["DiskSpace", "Trouble"]
-
 log = logging.getLogger(__name__)
 
 _FULL_PAUSE_SECONDS = 1.0

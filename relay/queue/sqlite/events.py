@@ -12,8 +12,6 @@ from relay.queue.rows import micros
 from relay.queue.sqlite.matching import SqliteValues
 from relay.queue.store import EventFilter, StoredEvent
 
-__all__ = ["event_bounds", "events_after", "events_within"]
-
 _WINDOW = 1000
 _FAR = 1 << 62
 

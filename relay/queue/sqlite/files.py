@@ -14,8 +14,6 @@ from pathlib import Path
 from relay.mail.files import sync_directory, write_all
 from relay.queue.store import CHUNK_BYTES, SpoolError
 
-__all__ = ["CONTENT", "create", "link_all", "make_directories", "read_piece", "write_whole"]
-
 CONTENT = "content"
 """The directory of these files, within that of the queue."""
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from relay.queue.conditions import Values
 
-__all__ = ["SqliteValues"]
-
 _FIELD_IS = {
     "severity": "json_extract(line, '$.severity') = :value",
     "about": "json_extract(line, '$.about') = :value",

@@ -16,8 +16,6 @@ from relay.queue.memory import Change, from_row, to_row
 from relay.queue.rows import micros
 from relay.queue.sqlite.policies import SharedFile
 
-__all__ = ["MemoryToRead", "SqliteMemory"]
-
 
 class SqliteMemory(SharedFile):
     """Open it with `SqliteMemory.open`."""

@@ -33,19 +33,6 @@ from relay.queue.store import (
     SpoolError,
 )
 
-__all__ = [
-    "content_of",
-    "count_states",
-    "events_of",
-    "find_ids",
-    "item_of",
-    "leaving",
-    "listed",
-    "next_due",
-    "pending_report",
-    "pending_reports",
-]
-
 _WINDOW = 5000
 _DUE_WINDOW = 1000
 

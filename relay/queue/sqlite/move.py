@@ -38,8 +38,6 @@ from relay.queue.sqlite.schema import LEAVING
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, QueueFull, SpoolError
 
-__all__ = ["SqliteMove"]
-
 T = TypeVar("T")
 
 

@@ -31,8 +31,6 @@ from relay.queue.rows import micros
 from relay.queue.sqlite.schema import Migration, migrate
 from relay.queue.store import SpoolError
 
-__all__ = ["POLICIES", "PoliciesToRead", "SharedFile", "SqlitePolicyCache"]
-
 POLICIES = "policies.db"
 
 _APPLICATION_ID = 0x524C5950

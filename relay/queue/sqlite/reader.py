@@ -26,8 +26,6 @@ from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, transla
 from relay.queue.sqlite.files import CONTENT, read_piece
 from relay.queue.store import CHUNK_BYTES, SpoolError
 
-__all__ = ["Reader", "StoppedQueue", "asks", "searches"]
-
 T = TypeVar("T")
 P = ParamSpec("P")
 

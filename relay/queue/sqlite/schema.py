@@ -40,18 +40,6 @@ from relay.queue.due import Place
 from relay.queue.sqlite.files import CONTENT, write_whole
 from relay.queue.store import SpoolError
 
-__all__ = [
-    "APPLICATION_ID",
-    "ASIDE",
-    "CLAIMED",
-    "LEAVING",
-    "MIGRATIONS",
-    "READY",
-    "WAITING",
-    "migrate",
-    "version_of",
-]
-
 APPLICATION_ID = 0x524C5951
 """Marks the file as a relay's queue ("RLYQ")."""
 

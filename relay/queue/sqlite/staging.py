@@ -13,8 +13,6 @@ from contextlib import suppress
 from relay.queue.sqlite.contents import Contents
 from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError
 
-__all__ = ["Staging"]
-
 
 class Staging:
     """`unknown` tells which of some messages are not in the queue, after a commit."""

@@ -25,8 +25,6 @@ from relay.queue.sqlite.schema import ASIDE, CLAIMED
 from relay.queue.sqlite.statistics import CommitCounts
 from relay.queue.sqlite.tls_sessions import SessionCounter, finish_reports
 
-__all__ = ["AWAITED", "Tables", "remove_if_done", "unknown"]
-
 T = TypeVar("T")
 
 _MOST_ROWS = 32

@@ -36,8 +36,6 @@ from relay.queue.statistics import (
     hourly_counts,
 )
 
-__all__ = ["CommitCounts", "count_hours", "count_mail", "find_exceptions", "purge_statistics"]
-
 _MOST_ROWS = 64
 
 

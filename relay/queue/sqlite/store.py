@@ -39,8 +39,6 @@ from relay.queue.sqlite.statistics import purge_statistics
 from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter
 from relay.queue.verbs import Changed
 
-__all__ = ["SqliteStore"]
-
 _PURGE_STEP = 1000
 _PAGES_OF_CHANGE = 2
 """A verb writes about so many pages for a recipient: rows of a long queue have pages of their own.

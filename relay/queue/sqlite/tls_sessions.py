@@ -29,20 +29,6 @@ from relay.queue.tls_sessions import (
     day_number,
 )
 
-__all__ = [
-    "SessionCounter",
-    "claim_report",
-    "days",
-    "domains",
-    "domains_reported",
-    "finish_reports",
-    "finished_reports",
-    "forget_claims",
-    "purge_sessions",
-    "release_report",
-    "sessions",
-]
-
 _CLAIMED = ""
 _MOST_ROWS = 64
 

@@ -9,8 +9,6 @@ import sqlite3
 
 from relay.queue.sqlite.disk import PAGE_BYTES, Spool
 
-__all__ = ["WriteAheadLog"]
-
 log = logging.getLogger(__name__)
 
 _WORTH_TRUNCATING_BYTES = 1024 * 1024

@@ -12,8 +12,6 @@ from relay.queue.entry import QueuedMessage, QueuedRecipient
 from relay.report.deliverylog.message_fields import log_text
 from relay.report.words import policy_text, protection_of, reason_of, sentence_of
 
-__all__ = ["counted_in", "counted_out"]
-
 _MAX_SENTENCE = 300
 """Characters of the sentence that is kept about an exception."""
 

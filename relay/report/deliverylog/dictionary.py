@@ -58,8 +58,6 @@ from relay.report.deliverylog.message_fields import (
     policy_fields,
 )
 
-__all__ = ["accepted", "operated", "removed", "settled", "taken_in"]
-
 _MAX_HOSTS = 10
 _MAX_HOST_TEXT = 300
 _MAX_CERTIFICATE_TEXT = 200

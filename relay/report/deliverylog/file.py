@@ -39,8 +39,6 @@ from typing import Protocol
 from relay.mail.event import Event
 from relay.mail.files import sync_directory, write_all
 
-__all__ = ["OUTPUTS", "DeliveryLog", "EventSource", "LostEvents", "NumberedEvent"]
-
 logger = logging.getLogger(__name__)
 
 OUTPUTS = {"/dev/stdout": 1, "/dev/stderr": 2}

@@ -13,19 +13,6 @@ from relay.mail.jsontext import JsonObject, JsonValue, ascii_json, to_json
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import QueuedMessage, QueuedRecipient
 
-__all__ = [
-    "MAX_TARGETS",
-    "about_recipient",
-    "add_terms",
-    "envelope_fields",
-    "head",
-    "line_of",
-    "log_text",
-    "message_fields",
-    "new_event_id",
-    "policy_fields",
-]
-
 _MAX_TEXT = 1000
 """Characters of a peer's text, an address or a sentence in a line."""
 

@@ -17,8 +17,6 @@ from relay.web.pages.visit import Visit, latest, read_domain
 from relay.web.queries import log_page
 from relay.web.rows import Row
 
-__all__ = ["destination", "probe"]
-
 _HOURS = 720
 _LISTED_EXCEPTIONS = 20
 

@@ -6,8 +6,6 @@ from aiohttp import web
 
 from relay.web.pages.visit import Visit
 
-__all__ = ["health"]
-
 
 async def health(visit: Visit) -> web.StreamResponse:
     """The state of the relay."""

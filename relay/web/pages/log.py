@@ -22,8 +22,6 @@ from relay.web.queries import log_page
 from relay.web.rows import row_of
 from relay.web.state import Web
 
-__all__ = ["export", "live", "log"]
-
 
 async def log(visit: Visit) -> web.StreamResponse:
     """Events, newest first."""

@@ -12,8 +12,6 @@ from relay.web.queries import events_of, reports_on
 from relay.web.state import Web
 from relay.web.story import story_of
 
-__all__ = ["show_message"]
-
 _SHOWN_CONTENT_BYTES = 256 * 1024
 
 

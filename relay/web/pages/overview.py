@@ -15,8 +15,6 @@ from relay.web.pages.visit import Visit, latest
 from relay.web.queries import log_page
 from relay.web.state import Facts, Web
 
-__all__ = ["overview"]
-
 _PERIODS = {1: "1 hour", 24: "24 hours", 168: "7 days", 720: "30 days"}
 
 _SOON = timedelta(days=14)

@@ -13,8 +13,6 @@ from relay.policy.fields import Wishes
 from relay.web.pages.visit import Visit
 from relay.web.state import Web
 
-__all__ = ["policy"]
-
 
 async def policy(visit: Visit) -> web.StreamResponse:
     """The rules in force, and what they mean for the message of the form."""

@@ -15,8 +15,6 @@ from relay.web.guard import PageRefused
 from relay.web.pages.visit import Visit, read_domain
 from relay.web.queries import count_messages
 
-__all__ = ["change", "confirm", "queue", "show_job"]
-
 _LISTED_DESTINATIONS = 200
 
 _QUEUE_PAGE = 50

@@ -15,8 +15,6 @@ from relay.web.pages.stream import stream
 from relay.web.pages.visit import Visit, read_domain
 from relay.web.state import Web
 
-__all__ = ["report", "report_file"]
-
 _LISTED_EXCEPTIONS = 200
 
 

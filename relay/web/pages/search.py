@@ -10,8 +10,6 @@ from relay.mail.address import AddressError, normalise_domain
 from relay.web.filters import read_filter
 from relay.web.pages.visit import Visit
 
-__all__ = ["search", "show_help"]
-
 _QUEUE_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{17}")
 
 

@@ -9,8 +9,6 @@ from aiohttp import web
 
 from relay.web.pages.visit import Visit
 
-__all__ = ["stream", "write"]
-
 _WRITE_SECONDS = 30.0
 
 

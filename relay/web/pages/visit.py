@@ -18,8 +18,6 @@ from relay.web.state import Web
 if TYPE_CHECKING:
     from relay.web.site import Site
 
-__all__ = ["Visit", "latest", "read_domain"]
-
 
 @dataclass(frozen=True, slots=True)
 class Visit:

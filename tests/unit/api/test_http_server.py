@@ -16,10 +16,11 @@ from argon2.exceptions import VerifyMismatchError
 
 from relay.admin.domain_settings import SettingsInForce
 from relay.api import HttpOptions
-from relay.api.keys import Keys, SecretVerdict
+from relay.api.keys import Keys
 from relay.policy.rules import TlsRule
 from relay.policy.settings import Setting, Source
 from relay.queue.store import QueueFilter, QueueFull, SpoolError
+from relay.submit.secrets import SecretVerdict
 from tests.fakes.http import KEY, NOW, RULES, Rig, auth
 from tests.fakes.queued import event, new_message
 
