@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import argon2
 import kubernetes_validate
 import pytest
 import yaml
@@ -24,6 +25,8 @@ KUBERNETES = list(yaml.safe_load_all((ROOT / "examples/kubernetes/relay.yaml").r
 COMPOSE = yaml.safe_load((ROOT / "examples/compose.yaml").read_text())
 NODES = yaml.safe_load((ROOT / "examples/compose-nodes.yaml").read_text())
 CONTAINER = (ROOT / "conf/container.yaml").read_text()
+PAGE_PASSWORD = ROOT / "examples/page-password.txt"
+CATCHER = NextHop("*", (("catcher.example.net",),), port=1025)
 
 
 @pytest.fixture
@@ -45,13 +48,32 @@ def test_the_configuration_for_kubernetes_is_one(keys: str) -> None:
     assert_serves_neighbours(read(mounted, {}, source="relay.yaml"))
 
 
-def test_the_environment_of_compose_is_a_configuration(keys: str) -> None:
-    environment = dict(COMPOSE["services"]["relay"]["environment"])
+def with_secrets(service: dict[str, Any], keys: str) -> dict[str, str]:
+    """The environment of a service; the secrets it names are files of this machine."""
+    environment = dict(service["environment"])
     assert environment["RELAY__ADMIN__API_KEYS_FILE"] == "/run/secrets/api-keys"
     environment["RELAY__ADMIN__API_KEYS_FILE"] = keys
+    for name, text in environment.items():
+        environment[name] = text.replace("/run/secrets/page-password", str(PAGE_PASSWORD))
+    return environment
+
+
+def assert_page_opens(config: Config, text: str) -> None:
+    """To the user and the password that stand above the installation."""
+    [password] = re.findall(r"user `operator`,\n# password `([^`]+)`", text)
+    user = config.admin.web.users["operator"]
+    assert user.role == "operator"
+    assert user.password is not None
+    assert argon2.PasswordHasher().verify(user.password, password)
+    assert config.admin.web.insecure
+
+
+def test_the_environment_of_compose_is_a_configuration(keys: str) -> None:
+    environment = with_secrets(COMPOSE["services"]["relay"], keys)
     config = read(CONTAINER, environment, source="relay.yaml")
     assert_serves_neighbours(config)
-    assert config.routes["*"] == NextHop("*", (("catcher",),), port=1025)
+    assert_page_opens(config, (ROOT / "examples/compose.yaml").read_text())
+    assert config.routes["*"] == CATCHER
 
 
 RELAYS = [name for name in NODES["services"] if name.startswith("relay-")]
@@ -59,9 +81,7 @@ RELAYS = [name for name in NODES["services"] if name.startswith("relay-")]
 
 @pytest.mark.parametrize("name", RELAYS)
 def test_environment_of_each_node_is_a_configuration(name: str, keys: str) -> None:
-    environment = dict(NODES["services"][name]["environment"])
-    assert environment["RELAY__ADMIN__API_KEYS_FILE"] == "/run/secrets/api-keys"
-    environment["RELAY__ADMIN__API_KEYS_FILE"] = keys
+    environment = with_secrets(NODES["services"][name], keys)
     password = "password_file: /run/secrets/postgres"
     assert password in environment["RELAY__QUEUE"]
     environment["RELAY__QUEUE"] = environment["RELAY__QUEUE"].replace(
@@ -69,8 +89,9 @@ def test_environment_of_each_node_is_a_configuration(name: str, keys: str) -> No
     )
     config = read(CONTAINER, environment, source="relay.yaml")
     assert_serves_neighbours(config)
+    assert_page_opens(config, (ROOT / "examples/compose-nodes.yaml").read_text())
     assert config.listeners[0].proxy_protocol
-    assert config.routes["*"] == NextHop("*", (("catcher",),), port=1025)
+    assert config.routes["*"] == CATCHER
     location = config.queue.location
     assert location.is_shared
     assert location.node == name.replace("relay", "mx")
