@@ -1,7 +1,9 @@
-"""A store in memory: what `relay.queue.store` promises, written as simply as it can be.
+"""A store in memory: what `relay.queue.store` promises to receiving and delivering, written as
+simply as it can be.
 
-It passes `tests/contract/store`, as every engine does, and survives nothing: what is closed can be
-opened `after` it with the same content, as a store on disk is after a crash.
+It passes those tests of `tests/contract/store`, as every engine does, and survives nothing: what is
+closed can be opened `after` it with the same content, as a store on disk is after a crash. It has
+none of what follows the events, counts them, or is kept for the HTTP interface.
 """
 
 from __future__ import annotations
@@ -17,21 +19,15 @@ from typing import Self
 from relay.admin.operations import listed
 from relay.mail.event import Event
 from relay.mail.tls_session import TlsSession
-from relay.queue.api_state import ApiState
-from relay.queue.destinations import DestinationPart
 from relay.queue.due import first_place, latest_wish, settled_place
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.event_matching import event_matches
 from relay.queue.header import header_section
-from relay.queue.nodes import Node
-from relay.queue.rows import micros
 from relay.queue.settle import Change, Settlement
-from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount
 from relay.queue.store import (
     CHUNK_BYTES,
     ChangeStep,
     EventFilter,
-    EventOfChange,
     ListedMessage,
     NewMessage,
     PendingReport,
@@ -39,16 +35,11 @@ from relay.queue.store import (
     QueueFilter,
     SpoolError,
     StoredEvent,
-    more_follows,
 )
 from relay.queue.tls_sessions import CountedSessions, DomainSessions, ReportResult
 from relay.queue.verbs import VERBS
-from tests.fakes.memory_api_state import MemoryApiState
 from tests.fakes.memory_matching import message_matches, recipient_matches
-from tests.fakes.memory_statistics import MemoryStatistics
 from tests.fakes.memory_tls_sessions import MemoryTlsSessions
-
-_STEP_MESSAGES = 500
 
 
 @dataclass
@@ -106,11 +97,8 @@ class MemoryStore:
     ) -> None:
         self._kept: dict[str, _Kept] = after._kept if after else {}
         self._events: list[StoredEvent] = after._events if after else []
-        self._mark: int = after._mark if after else 0
-        self._statistics: MemoryStatistics = after._statistics if after else MemoryStatistics()
         self._tls: MemoryTlsSessions = after._tls if after else MemoryTlsSessions()
         self._tls.forget_claims()
-        self._api_state: ApiState = after._api_state if after else MemoryApiState(self)
         self._staged: dict[str, bytearray] = {}
         self._cursor = ""
         self._limit_of: Callable[[str], int] = lambda domain: 1 << 30
@@ -123,32 +111,8 @@ class MemoryStore:
             kept.claimed.clear()
         self._bring_forward(now, now + max_wait)
 
-    @property
-    def api_state(self) -> ApiState:
-        return self._api_state
-
     async def close(self) -> None:
         pass
-
-    def clock(self) -> datetime:
-        return datetime.now(UTC)
-
-    lost = None
-
-    def when_superseded(self, call: Callable[[str], None]) -> None:
-        """Nobody takes its place."""
-
-    async def database_state(self) -> None:
-        return None
-
-    def not_ready(self) -> str:
-        return ""
-
-    async def nodes(self) -> list[Node]:
-        return []
-
-    async def last_seq(self) -> int:
-        return self._events[-1].seq if self._events else 0
 
     def may_begin(self, entry: Entry) -> bool:
         return True
@@ -443,22 +407,14 @@ class MemoryStore:
 
     # The operator.
 
-    async def list_messages(
-        self, wanted: QueueFilter, *, now: datetime, after: str = "", limit: int = 1000
-    ) -> list[ListedMessage]:
-        page: list[ListedMessage] = []
-        for queue_id in self._matching(wanted, now, after):
-            if page and more_follows(page, limit):
-                break
-            page.append(listed(self._kept[queue_id].shown()))
-        return page
+    async def list_messages(self, wanted: QueueFilter, *, now: datetime) -> list[ListedMessage]:
+        return [listed(self._kept[queue_id].shown()) for queue_id in self._matching(wanted, now)]
 
-    def _matching(self, wanted: QueueFilter, now: datetime, after: str) -> list[str]:
+    def _matching(self, wanted: QueueFilter, now: datetime) -> list[str]:
         return [
             queue_id
             for queue_id, kept in sorted(self._kept.items())
-            if queue_id > after
-            and message_matches(kept.message, wanted, now)
+            if message_matches(kept.message, wanted, now)
             and any(recipient_matches(one, wanted) for one in kept.recipients.values())
         ]
 
@@ -472,55 +428,15 @@ class MemoryStore:
         )
         return {state: found[state] for state in (State.QUEUED, State.DEFERRED, State.HELD)}
 
-    async def count_destinations(self, after: str) -> tuple[list[DestinationPart], str | None]:
-        return [
-            DestinationPart(
-                one.domain,
-                one.state is State.QUEUED,
-                one.state is State.DEFERRED,
-                one.state is State.HELD,
-                one.index in kept.claimed,
-                queue_id,
-                micros(kept.due[one.index]) if one.index in kept.due else None,
-                (micros(last.at), last.code, last.status, last.message, last.host)
-                if (last := one.last)
-                else None,
-            )
-            for queue_id, kept in self._kept.items()
-            for one in kept.recipients.values()
-            if not one.state.is_final
-        ], None
-
-    async def write_event(self, event: Event) -> None:
-        self._write_events([event])
-
-    async def change(
-        self,
-        wanted: QueueFilter,
-        *,
-        verb: str,
-        now: datetime,
-        after: str = "",
-        event_of: EventOfChange | None = None,
-    ) -> ChangeStep:
-        if verb not in VERBS:
-            raise SpoolError(f"there is no verb {verb!r}")
-        found = self._matching(wanted, now, after)[:_STEP_MESSAGES]
+    async def change(self, wanted: QueueFilter, *, verb: str, now: datetime) -> ChangeStep:
+        found = self._matching(wanted, now)
         for give_back in self._give_back:
             await give_back()
-        changed = sum(self._change(queue_id, wanted, verb, now, event_of) for queue_id in found)
+        changed = sum(self._change(queue_id, wanted, verb, now) for queue_id in found)
         self._work.set()
-        until = found[-1] if len(found) == _STEP_MESSAGES else None
-        return ChangeStep(until, changed, frozenset(found))
+        return ChangeStep(None, changed, frozenset(found))
 
-    def _change(
-        self,
-        queue_id: str,
-        wanted: QueueFilter,
-        verb: str,
-        now: datetime,
-        event_of: EventOfChange | None,
-    ) -> int:
+    def _change(self, queue_id: str, wanted: QueueFilter, verb: str, now: datetime) -> int:
         kept, does = self._kept[queue_id], VERBS[verb]
         changed = [
             one
@@ -530,8 +446,6 @@ class MemoryStore:
             and recipient_matches(one, wanted)
         ]
         for one in changed:
-            if event_of is not None:
-                self._write_events([event_of(kept.message, one)])
             state = does.becomes if one.attempts else does.untried_becomes
             kept.recipients[one.index] = replace(one, state=state or one.state)
             _set_due(kept, one.index, now if does.is_due else None)
@@ -544,67 +458,12 @@ class MemoryStore:
         for event in events:
             last = self._events[-1].seq if self._events else 0
             self._events.append(StoredEvent(last + 1, event))
-            self._statistics.add(event)
 
     async def events_after(self, seq: int, *, limit: int = 1000) -> list[StoredEvent]:
         return [stored for stored in self._events if stored.seq > seq][:limit]
 
-    async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
-    ) -> list[StoredEvent]:
-        found = self._events if ascending else self._events[::-1]
-        return [
-            stored
-            for stored in found
-            if (not after or (stored.seq > after if ascending else stored.seq < after))
-            and event_matches(stored.event, wanted)
-        ][:limit]
-
-    async def log_written(self, seq: int) -> None:
-        self._mark = max(self._mark, seq)
-
-    async def log_mark(self) -> int:
-        return self._mark
-
-    async def purge_events(self, *, before: datetime) -> int:
-        # The newest stays: its number keeps the numbers rising.
-        old = [
-            stored
-            for stored in self._events[:-1]
-            if stored.seq <= self._mark and stored.event.at < before
-        ]
-        self._events[:] = [stored for stored in self._events if stored not in old]
-        return len(old)
-
-    # Statistics.
-
-    async def count_mail(self, wanted: CountFilter) -> list[CountedMail]:
-        return self._statistics.count_mail(wanted)
-
-    async def count_hours(self, wanted: CountFilter) -> list[HourlyCount]:
-        return self._statistics.count_hours(wanted)
-
-    async def find_exceptions(
-        self,
-        wanted: CountFilter,
-        *,
-        after: tuple[datetime, str] | None = None,
-        limit: int = 500,
-        newest: bool = False,
-    ) -> list[CountedException]:
-        found = self._statistics.find_exceptions(wanted)
-        if newest:
-            found = found[::-1]
-        return [one for one in found if after is None or one[:2] > after][:limit]
-
-    async def purge_statistics(self, *, before: datetime) -> int:
-        return self._statistics.purge(before)
+    async def find_events(self, wanted: EventFilter) -> list[StoredEvent]:
+        return [stored for stored in self._events if event_matches(stored.event, wanted)]
 
 
 def _set_due(kept: _Kept, index: int, due: datetime | None) -> None:
