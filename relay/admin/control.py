@@ -46,8 +46,8 @@ from relay.admin.requests import (
 from relay.admin.tls_reports import Reports, tls_report_answer
 from relay.mail.jsontext import JsonFields
 from relay.queue.api_state import ApiState, DomainSettings
+from relay.queue.event_search import newest_seq
 from relay.queue.nodes import differing_policies
-from relay.queue.store import EventFilter
 from relay.queue.verbs import VERBS
 from relay.route.mta_sts import policy_domain
 
@@ -201,7 +201,7 @@ class Control:
             raise RequestError("limit is a number from 1 to 100000")
         follow = request.get("follow") is True
         # Asked first, so that no event is missed: one that commits meanwhile is found, or is new.
-        seq = await self._last_seq() if follow else 0
+        seq = await newest_seq(view) if follow else 0
         async for at, line in operations.find_events(view, wanted, limit=limit):
             seq = at
             yield {"line": line}
@@ -240,11 +240,6 @@ class Control:
                     }
                 }
         yield {"done": {"in-force": dict(self.in_force())}}
-
-    async def _last_seq(self) -> int:
-        """The sequence number of the newest event."""
-        last = await self.operator.view.find_events(EventFilter(), limit=1, ascending=False)
-        return last[0].seq if last else 0
 
 
 def settings_of(lines: Iterable[JsonFields]) -> dict[str, DomainSettings]:

@@ -24,6 +24,7 @@ from relay.queue.nodes import Node
 from relay.queue.rows import micros
 from relay.queue.store import (
     EventFilter,
+    EventPage,
     ListedMessage,
     ListedRecipient,
     QueueControl,
@@ -168,12 +169,12 @@ async def find_events(
     `limit`: only so many of the newest.
     """
     if limit is not None:
-        latest = await view.find_events(wanted, limit=limit, ascending=False)
+        latest = await view.find_events(wanted, EventPage(limit=limit, ascending=False))
         for stored in reversed(latest):
             yield stored.seq, stored.event.line
         return
     after = 0
-    while page := await view.find_events(wanted, after=after, limit=PAGE):
+    while page := await view.find_events(wanted, EventPage(after, PAGE)):
         for stored in page:
             yield stored.seq, stored.event.line
         after = page[-1].seq
@@ -184,7 +185,7 @@ async def follow_events(
 ) -> AsyncIterator[str]:
     """The lines of events as they commit, without end. `more` waits between two looks."""
     while True:
-        page = await view.find_events(wanted, after=after, limit=PAGE)
+        page = await view.find_events(wanted, EventPage(after, PAGE))
         for stored in page:
             yield stored.event.line
             after = stored.seq

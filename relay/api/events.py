@@ -10,7 +10,7 @@ from aiohttp import web
 from relay.api.mailgun_events import EventQuery, item_of, links, read_query
 from relay.api.mailgun_form import ApiError, shown
 from relay.api.state import Api, answer, sender_domain
-from relay.queue.store import SearchTooLong, StoredEvent
+from relay.queue.store import EventPage, SearchTooLong, StoredEvent
 
 _PATIENCE = timedelta(seconds=1)
 """The time for a page: a search for rare events would go through the whole log."""
@@ -48,13 +48,8 @@ def _parameters(request: web.Request) -> dict[str, str]:
 
 async def _look(api: Api, query: EventQuery) -> list[StoredEvent]:
     try:
-        found = await api.operator.view.find_events(
-            query.wanted,
-            after=query.after,
-            limit=query.limit,
-            ascending=query.looks_ascending,
-            patience=_PATIENCE,
-        )
+        page = EventPage(query.after, query.limit, query.looks_ascending, _PATIENCE)
+        found = await api.operator.view.find_events(query.wanted, page)
     except SearchTooLong as error:
         raise ApiError(400, f"{error}: ask for a shorter time, with begin and end") from None
     return found[::-1] if query.backward else found

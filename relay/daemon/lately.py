@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from relay.deliver import pacing
-from relay.queue.store import EventFilter, QueueView, SpoolError
+from relay.queue.store import EventFilter, EventPage, QueueView, SpoolError
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,8 @@ async def served_lately(store: QueueView, *, now: datetime) -> list[Lately]:
     try:
         async with asyncio.timeout(_SECONDS):
             while events < _MOST_EVENTS:
-                page = await store.find_events(
-                    wanted, after=after, limit=_PAGE, ascending=False, patience=_PATIENCE
-                )
+                before = EventPage(after, _PAGE, ascending=False, patience=_PATIENCE)
+                page = await store.find_events(wanted, before)
                 if not page:
                     break
                 for stored in page:

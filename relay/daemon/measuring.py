@@ -17,16 +17,9 @@ from functools import lru_cache
 from cryptography import x509
 
 from relay.deliver.destinations import Destinations
+from relay.queue.event_search import newest_seq
 from relay.queue.rows import moment
-from relay.queue.store import (
-    EventFilter,
-    EventLog,
-    MessageSink,
-    NewMessage,
-    QueueFilter,
-    QueueView,
-    SpoolError,
-)
+from relay.queue.store import EventLog, MessageSink, NewMessage, QueueFilter, QueueView, SpoolError
 from relay.receive.listener import Listener
 from relay.report.gauges import NextHopNow
 from relay.report.metrics import Metrics
@@ -75,7 +68,7 @@ async def stuck_queue(view: QueueView, events: EventLog) -> str:
     try:
         async with asyncio.timeout(_A_BEAT_SECONDS):
             await events.purge_events(before=_EPOCH)
-            await view.find_events(EventFilter(), limit=1, ascending=False)
+            await newest_seq(view)
     except TimeoutError:
         return f"the queue has not answered for {_A_BEAT_SECONDS:g} s"
     except SpoolError:

@@ -14,9 +14,18 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
-from relay.queue.store import FRUITLESS, EventFilter, EventStream, SearchTooLong, StoredEvent
+from relay.queue.store import (
+    FIRST_PAGE,
+    FRUITLESS,
+    EventFilter,
+    EventPage,
+    EventStream,
+    SearchTooLong,
+    StoredEvent,
+)
 
 Bounds = Callable[[EventFilter, int, bool], Awaitable[tuple[int, int]]]
 """The first and the last number that can match, of a filter, `after` and `ascending`."""
@@ -35,23 +44,18 @@ class Stream:
         self._within = within
 
     async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
+        self, wanted: EventFilter, page: EventPage = FIRST_PAGE
     ) -> list[StoredEvent]:
         """A page of the events that match."""
         began = time.monotonic()
-        low, high = await self._bounds(wanted, after, ascending)
+        patience = page.patience
+        low, high = await self._bounds(wanted, page.after, page.ascending)
         found: list[StoredEvent] = []
-        while low <= high and len(found) < limit:
-            left = limit - len(found)
-            some, reached = await self._within(wanted, low, high, left, ascending)
+        while low <= high and len(found) < page.limit:
+            left = page.limit - len(found)
+            some, reached = await self._within(wanted, low, high, left, page.ascending)
             found += some
-            low, high = (reached + 1, high) if ascending else (low, reached - 1)
+            low, high = (reached + 1, high) if page.ascending else (low, reached - 1)
             seconds = time.monotonic() - began
             if patience is not None and low <= high and _is_over(patience, seconds, found, reached):
                 break
@@ -74,30 +78,23 @@ class Streams:
         self._streams = streams
 
     async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
+        self, wanted: EventFilter, page: EventPage = FIRST_PAGE
     ) -> list[StoredEvent]:
         """A page of the events of all streams."""
         began = time.monotonic()
-        if after:
-            cuts = [_beside(cut, ascending) for cut in _read(after, len(self._streams))]
+        limit, ascending, patience = page.limit, page.ascending, page.patience
+        if page.after:
+            cuts = [_beside(cut, ascending) for cut in _read(page.after, len(self._streams))]
             starts = [_start(cut, ascending) for cut in cuts]
         else:
-            ends = await asyncio.gather(*map(_end, self._streams))
+            ends = await asyncio.gather(*map(newest_seq, self._streams))
             cuts, starts = [], [0] * len(self._streams)
         found: list[StoredEvent] = []
         while True:
             some = (limit - len(found)) // len(self._streams) + 1
             pages = await asyncio.gather(
                 *(
-                    queue.find_events(
-                        wanted, after=start, limit=some, ascending=ascending, patience=patience
-                    )
+                    queue.find_events(wanted, replace(page, after=start, limit=some))
                     for queue, start in zip(self._streams, starts, strict=True)
                 )
             )
@@ -112,9 +109,9 @@ class Streams:
             starts = [_start(cut, ascending) for cut in cuts]
 
 
-async def _end(queue: EventStream) -> int:
+async def newest_seq(queue: EventStream) -> int:
     """The number of a queue's newest event, 0 where it has none."""
-    newest = await queue.find_events(EventFilter(), limit=1, ascending=False)
+    newest = await queue.find_events(EventFilter(), EventPage(limit=1, ascending=False))
     return newest[0].seq if newest else 0
 
 

@@ -129,6 +129,22 @@ class EventFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class EventPage:
+    """Which of the events that match: at most `limit` in the order of their numbers, either way.
+
+    `after`: the last `seq` of the page before. After `patience` a page that has any event ends.
+    """
+
+    after: int = 0
+    limit: int = 300
+    ascending: bool = True
+    patience: timedelta | None = None
+
+
+FIRST_PAGE = EventPage()
+
+
+@dataclass(frozen=True, slots=True)
 class QueuedItem:
     """A message as the operator sees it: with all its recipients, done ones included."""
 
@@ -336,19 +352,12 @@ class EventStream(Protocol):
     """Events that are found by filters, in the order of their numbers."""
 
     async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
+        self, wanted: EventFilter, page: EventPage = FIRST_PAGE
     ) -> list[StoredEvent]:
-        """A page of the events that match; `after`: the last `seq` of the page before, either way.
+        """A page of the events that match.
 
-        After `patience` a page that has any event ends. A page is empty only where nothing follows:
-        a search that has found nothing goes on, at most `FRUITLESS` times as long
-        (`SearchTooLong`).
+        A page is empty only where nothing follows: a search that has found nothing goes on, at most
+        `FRUITLESS` times as long as its patience (`SearchTooLong`).
         """
 
 

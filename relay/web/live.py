@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from relay.mail.newest import keep_newest
 from relay.queue.event_matching import event_matches
-from relay.queue.store import EventFilter, QueueView, SpoolError, StoredEvent
+from relay.queue.event_search import newest_seq
+from relay.queue.store import EventFilter, EventPage, QueueView, SpoolError, StoredEvent
 from relay.web.rows import Row, row_of
 
 VIEWERS = 400
@@ -126,14 +127,13 @@ class Live:
 
     async def _newest(self) -> int:
         with suppress(SpoolError):
-            last = await self._view.find_events(EventFilter(), limit=1, ascending=False)
-            return last[0].seq if last else 0
+            return await newest_seq(self._view)
         return 0
 
     async def _look(self, after: int) -> int:
         found: list[StoredEvent] = []
         for _ in range(_PAGES_A_TICK):
-            page = await self._view.find_events(EventFilter(), after=after, limit=_PAGE)
+            page = await self._view.find_events(EventFilter(), EventPage(after, _PAGE))
             found += page
             after = page[-1].seq if page else after
             if len(page) < _PAGE:

@@ -20,6 +20,7 @@ from relay.policy.fields import Wishes
 from relay.queue.destinations import DestinationTally, QueuedDestination
 from relay.queue.store import (
     EventFilter,
+    EventPage,
     QueueFilter,
     QueueView,
     SearchTooLong,
@@ -60,9 +61,8 @@ async def log_page(
 ) -> LogPage:
     """A page of the log. `before`: only events below this sequence number; 0: from the newest."""
     try:
-        found = await view.find_events(
-            wanted, after=before, limit=limit, ascending=False, patience=_SEARCH
-        )
+        page = EventPage(before, limit, ascending=False, patience=_SEARCH)
+        found = await view.find_events(wanted, page)
     except SearchTooLong as error:
         return LogPage((), error.reached, is_unfinished=error.reached != 0)
     rows = tuple(row_of(one.seq, one.event) for one in found)
@@ -71,7 +71,7 @@ async def log_page(
 
 async def events_of(view: QueueView, queue_id: str) -> tuple[Row, ...]:
     """The first events of a message, oldest first."""
-    found = await view.find_events(EventFilter(queue_id=queue_id), limit=STORY_EVENTS)
+    found = await view.find_events(EventFilter(queue_id=queue_id), EventPage(limit=STORY_EVENTS))
     return tuple(row_of(one.seq, one.event) for one in found)
 
 
@@ -81,9 +81,8 @@ async def reports_on(view: QueueView, events: Sequence[Row]) -> tuple[Row, ...]:
         return ()
     wanted = EventFilter(recipient=events[0].sender, fields=(("about", events[0].queue_id),))
     try:
-        found = await view.find_events(
-            wanted, after=events[0].seq, limit=STORY_REPORTS, patience=_SEARCH
-        )
+        page = EventPage(events[0].seq, STORY_REPORTS, patience=_SEARCH)
+        found = await view.find_events(wanted, page)
     except SearchTooLong:
         return ()
     return tuple(row_of(one.seq, one.event) for one in found)

@@ -20,7 +20,14 @@ from pathlib import Path
 
 from relay.queue.sqlite.adopt import orphans
 from relay.queue.sqlite.store import SqliteStore
-from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter, QueueFull, SpoolError
+from relay.queue.store import (
+    CHUNK_BYTES,
+    EventFilter,
+    EventPage,
+    QueueFilter,
+    QueueFull,
+    SpoolError,
+)
 from tests.fakes.queued import DELIVERED, content_of, event, new_message, settled
 
 
@@ -82,7 +89,7 @@ async def expect_kept(
         gone = {
             one.event.queue_id
             for one in await store.find_events(
-                EventFilter(names=frozenset({"delivered"})), limit=9999
+                EventFilter(names=frozenset({"delivered"})), EventPage(limit=9999)
             )
         }
         assert not lost - gone, "accepted and lost"

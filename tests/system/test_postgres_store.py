@@ -30,7 +30,7 @@ from relay.queue.postgres import (
 from relay.queue.postgres import store as postgres_store
 from relay.queue.postgres.connection import Link
 from relay.queue.server_address import parse_url
-from relay.queue.store import ClaimLost, EventFilter, QueueFilter, QueueFull, SpoolError
+from relay.queue.store import ClaimLost, EventFilter, EventPage, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import (
     DEFERRED,
     DELIVERED,
@@ -331,9 +331,7 @@ async def test_each_node_lists_the_events_of_all_in_pages_without_gap_or_repetit
         for ascending in (True, False):
             found: list[str] = []
             after = 0
-            while page := await two.find_events(
-                EventFilter(), after=after, limit=5, ascending=ascending
-            ):
+            while page := await two.find_events(EventFilter(), EventPage(after, 5, ascending)):
                 found += [stored.event.queue_id for stored in page]
                 after = page[-1].seq
             wanted = [f"q{number}" for number in range(12)]

@@ -22,7 +22,7 @@ import pytest
 
 from relay.queue.sqlite.adopt import orphans
 from relay.queue.sqlite.store import SqliteStore
-from relay.queue.store import EventFilter, QueueFilter, SpoolError
+from relay.queue.store import EventFilter, EventPage, QueueFilter, SpoolError
 from tests.fakes.queued import NOW, content_of, event, new_message, opened
 from tests.rigs.acceptor import Told, command, expect_kept
 from tests.rigs.power import Cut, History
@@ -207,7 +207,9 @@ async def all_of(spool: Path) -> tuple[Kept, list[str]]:
             queue_id = item.queue_id
             states = tuple((one.address, one.state) for one in item.recipients)
             kept[queue_id] = item.reverse_path, states, await content_of(store, queue_id)
-        events = [one.event.id for one in await store.find_events(EventFilter(), limit=999)]
+        events = [
+            one.event.id for one in await store.find_events(EventFilter(), EventPage(limit=999))
+        ]
         left_over = [
             path.name for path in spool.iterdir() if path.is_dir() and path.name != "content"
         ]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from relay.queue.sqlite.store import SqliteStore
-from relay.queue.store import EventFilter, QueueFilter, QueueFull, SpoolError
+from relay.queue.store import EventFilter, EventPage, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DELIVERED, content_of, event, new_message, settled
 from tests.rigs.small_disk import fill, small_disk
 
@@ -107,7 +107,9 @@ async def test_queued_mail_leaves_while_another_program_fills_the_disk(tmp_path)
         await store.close()
 
         store = await SqliteStore.open(disk / "spool")
-        told = await store.find_events(EventFilter(names=frozenset({"delivered"})), limit=9999)
+        told = await store.find_events(
+            EventFilter(names=frozenset({"delivered"})), EventPage(limit=9999)
+        )
         assert {one.event.queue_id for one in told} == set(left)
         for queue_id in await ids(store):
             assert len(await content_of(store, queue_id)) == 20_000

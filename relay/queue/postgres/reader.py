@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from datetime import timedelta
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -19,7 +18,7 @@ from relay.queue.postgres import destinations, events, messages, statistics, tls
 from relay.queue.postgres.api_state import domain_settings
 from relay.queue.postgres.connection import Db, Link, Server
 from relay.queue.postgres.nodes import nodes
-from relay.queue.store import CHUNK_BYTES, EventFilter, StoredEvent
+from relay.queue.store import CHUNK_BYTES, FIRST_PAGE, EventFilter, EventPage, StoredEvent
 
 _SECONDS = 20.0
 _LINKS = 2
@@ -86,13 +85,7 @@ class Reader(EngineReader):
             yield piece
 
     async def find_events(
-        self,
-        wanted: EventFilter,
-        *,
-        after: int = 0,
-        limit: int = 300,
-        ascending: bool = True,
-        patience: timedelta | None = None,
+        self, wanted: EventFilter, page: EventPage = FIRST_PAGE
     ) -> list[StoredEvent]:
         """A page of the events that match, of all nodes."""
         streams = [
@@ -102,9 +95,7 @@ class Reader(EngineReader):
         if not streams:
             return []
         stream = streams[0] if len(streams) == 1 else Streams(streams)
-        return await stream.find_events(
-            wanted, after=after, limit=limit, ascending=ascending, patience=patience
-        )
+        return await stream.find_events(wanted, page)
 
     _find_ids = searches(messages.find_ids)
     _list = searches(messages.listed)

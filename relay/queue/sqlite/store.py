@@ -22,6 +22,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 from relay.mail.event import Event
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry, State
+from relay.queue.event_search import newest_seq
 from relay.queue.handoff import ClaimQuery, HandOffLimits
 from relay.queue.request import Request
 from relay.queue.sqlite import claims, events, tls_sessions
@@ -36,7 +37,7 @@ from relay.queue.sqlite.schema import migrate
 from relay.queue.sqlite.staging import Staging
 from relay.queue.sqlite.statements import Tables, unknown
 from relay.queue.sqlite.statistics import purge_statistics
-from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter
+from relay.queue.store import CHUNK_BYTES, QueueFilter
 from relay.queue.verbs import Changed
 
 _PURGE_STEP = 1000
@@ -222,8 +223,7 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
 
     async def last_seq(self) -> int:
         """The number of the newest event."""
-        newest = await self.find_events(EventFilter(), limit=1, ascending=False)
-        return newest[0].seq if newest else 0
+        return await newest_seq(self)
 
     def _change_rows(
         self,

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from relay.admin import report as reports
 from relay.mail.event import Event
-from relay.queue.store import EventFilter
+from relay.queue.store import EventFilter, EventPage
 from relay.web.facts import setting_text
 from relay.web.filters import EVENTS, PROTECTIONS, SOURCES, read_filter
 from relay.web.guard import PageRefused
@@ -89,7 +89,7 @@ async def _exported(state: Web, wanted: EventFilter, *, as_csv: bool) -> AsyncIt
     if as_csv:
         yield _csv([_EXPORT_COLUMNS])
     after = 0
-    while page := await state.view.find_events(wanted, after=after, limit=_EXPORT_PAGE):
+    while page := await state.view.find_events(wanted, EventPage(after, _EXPORT_PAGE)):
         after = page[-1].seq
         if as_csv:
             yield _csv([_export_row(one.seq, one.event) for one in page])

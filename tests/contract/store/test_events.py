@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from relay.queue.entry import Terms
-from relay.queue.store import EventFilter, NewMessage, QueueFilter
+from relay.queue.store import EventFilter, EventPage, NewMessage, QueueFilter
 from relay.report import deliverylog
 from tests.fakes import mail
 from tests.fakes.queued import NOW, event, new_message
@@ -153,7 +153,7 @@ async def test_events_are_found_in_pages_in_both_directions(
         await store.accept(new_message(events=(one,)))
     got: list[int] = []
     while page := await store.find_events(
-        wanted, after=got[-1] if got else 0, limit=limit, ascending=ascending
+        wanted, EventPage(got[-1] if got else 0, limit, ascending)
     ):
         assert len(page) <= limit
         got += [stored.seq for stored in page]

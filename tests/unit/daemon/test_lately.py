@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from relay.daemon.lately import Lately, names_to_look_up, served_lately
 from relay.mail.event import Event
-from relay.queue.store import EventFilter, QueueView, SpoolError, StoredEvent
+from relay.queue.store import EventFilter, EventPage, QueueView, SpoolError, StoredEvent
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -24,15 +24,13 @@ class Events:
         self.asked: list[EventFilter] = []
         self.trouble: Exception | None = None
 
-    async def find_events(
-        self, wanted: EventFilter, *, after: int = 0, limit: int, ascending: bool, **_: Any
-    ) -> Sequence[StoredEvent]:
-        assert not ascending
+    async def find_events(self, wanted: EventFilter, page: EventPage) -> Sequence[StoredEvent]:
+        assert not page.ascending
         self.asked.append(wanted)
         if self.trouble is not None:
             raise self.trouble
-        numbers = range((after or len(self.deliveries) + 1) - 1, 0, -1)
-        return [self._event(number) for number in list(numbers)[: min(limit, 2)]]
+        numbers = range((page.after or len(self.deliveries) + 1) - 1, 0, -1)
+        return [self._event(number) for number in list(numbers)[: min(page.limit, 2)]]
 
     def _event(self, number: int) -> StoredEvent:
         domain, host, seconds = self.deliveries[number - 1]

@@ -17,7 +17,7 @@ from relay.queue.entry import State
 from relay.queue.sqlite import adopt
 from relay.queue.sqlite.adopt import orphans
 from relay.queue.sqlite.store import SqliteStore
-from relay.queue.store import EventFilter, QueueFilter, SpoolError
+from relay.queue.store import EventFilter, EventPage, QueueFilter, SpoolError
 from tests.fakes.queued import (
     BOUNCED,
     CONTENT,
@@ -128,7 +128,7 @@ async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones
         assert sorted(everything[4:]) == unwritten
         # Page by page it is the same, and none has the number that means the beginning.
         numbers, after = [], 0
-        while page := await store.find_events(EventFilter(), after=after, limit=1):
+        while page := await store.find_events(EventFilter(), EventPage(after, 1)):
             after = page[-1].seq
             numbers.append(after)
         assert len(numbers) == 8

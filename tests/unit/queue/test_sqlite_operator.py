@@ -24,6 +24,7 @@ from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import (
     CHUNK_BYTES,
     EventFilter,
+    EventPage,
     ListedMessage,
     QueueFilter,
     SearchTooLong,
@@ -196,7 +197,7 @@ async def test_events_from_memory_are_those_on_disk(store, tmp_path):
 
     await asyncio.gather(*(client(number) for number in range(10)))
     by_memory = await store.events_after(0)
-    by_disk = await store.find_events(EventFilter(), limit=1000)
+    by_disk = await store.find_events(EventFilter(), EventPage(limit=1000))
     assert by_memory == by_disk
     assert len(by_disk) == 200
 
@@ -224,15 +225,15 @@ async def test_a_long_search_ends_its_page_with_what_it_has_and_never_with_nothi
         new_message(events=tuple(event("accepted", f"q{n % 5}", number=n) for n in range(20)))
     )
     at_once = timedelta(0)
-    page = await store.find_events(EventFilter(), patience=at_once)
+    page = await store.find_events(EventFilter(), EventPage(patience=at_once))
     assert [stored.seq for stored in page] == [1, 2]
-    page = await store.find_events(EventFilter(), after=page[-1].seq, patience=at_once)
+    page = await store.find_events(EventFilter(), EventPage(page[-1].seq, patience=at_once))
     assert [stored.seq for stored in page] == [3, 4]
-    assert await store.find_events(EventFilter(), after=20, patience=at_once) == []
+    assert await store.find_events(EventFilter(), EventPage(20, patience=at_once)) == []
     fields = (("subject", "nothing"),)
     with pytest.raises(SearchTooLong):
-        await store.find_events(EventFilter(fields=fields), patience=at_once)
-    assert await store.find_events(EventFilter(fields=fields), patience=MINUTE) == []
+        await store.find_events(EventFilter(fields=fields), EventPage(patience=at_once))
+    assert await store.find_events(EventFilter(fields=fields), EventPage(patience=MINUTE)) == []
 
 
 async def test_a_question_is_answered_while_many_search(store, monkeypatch):

@@ -15,7 +15,7 @@ from relay.mail.event import Event
 from relay.queue.entry import State
 from relay.queue.sqlite.reader import Reader
 from relay.queue.sqlite.store import SqliteStore
-from relay.queue.store import EventFilter, QueueFilter, SpoolError
+from relay.queue.store import EventFilter, EventPage, QueueFilter, SpoolError
 from relay.queue.tls_sessions import CountedSessions, DomainSessions, day_of
 from relay.workers.all_queues import AllQueues
 from tests.contract.store.test_tls_sessions import BAD, EXPIRED, GOOD, STS
@@ -104,10 +104,10 @@ async def test_events_that_come_to_a_queue_where_none_matched_are_behind_the_pag
     await two.first.accept(new_message(queue_id="A", events=(at("A", 1),)))
     await two.other.accept(new_message(queue_id="B", events=(at("B", 2),)))
     [only] = await two.whole.find_events(EventFilter(queue_id="A"))
-    found = await two.whole.find_events(EventFilter(), after=only.seq)
+    found = await two.whole.find_events(EventFilter(), EventPage(only.seq))
     assert found == []
     await two.other.accept(new_message(queue_id="C", events=(at("C", 0),)))
-    found = await two.whole.find_events(EventFilter(), after=only.seq)
+    found = await two.whole.find_events(EventFilter(), EventPage(only.seq))
     assert [one.event.queue_id for one in found] == ["C"]
 
 
@@ -127,16 +127,12 @@ async def test_pages_of_events_miss_none_and_repeat_none(
         return f"{queue_id}.{number} {(one.at - NOW).total_seconds():g}"
 
     found, after = [], 0
-    while page := await two.whole.find_events(
-        EventFilter(), after=after, limit=limit, ascending=ascending
-    ):
+    while page := await two.whole.find_events(EventFilter(), EventPage(after, limit, ascending)):
         found += [name(one.event) for one in page]
         after = page[-1].seq
     assert sorted(found) == sorted(expected)
-    assert (
-        await two.whole.find_events(EventFilter(), after=1 << 200, limit=9, ascending=ascending)
-        is not None
-    )
+    odd = EventPage(1 << 200, 9, ascending)
+    assert await two.whole.find_events(EventFilter(), odd) is not None
     times = [one.rpartition(" ")[2] for one in found]
     assert times == sorted(times, reverse=not ascending)
 
@@ -147,7 +143,7 @@ async def test_a_page_is_full_though_one_queue_has_nearly_all(two: Two, ascendin
     for number in range(1, 9):
         name = f"M{number}"
         await two.first.accept(new_message(queue_id=name, events=(at(name, number),)))
-    events = await two.whole.find_events(EventFilter(), limit=6, ascending=ascending)
+    events = await two.whole.find_events(EventFilter(), EventPage(limit=6, ascending=ascending))
     names = [f"M{number}" for number in range(9)]
     assert [one.event.queue_id for one in events] == (names if ascending else names[::-1])[:6]
     listed = await two.whole.list_messages(QueueFilter(), now=NOW, limit=6)
@@ -161,7 +157,7 @@ async def test_events_that_commit_late_are_not_passed_over(two: Two) -> None:
     )
     await two.other.accept(new_message(queue_id="B", events=(at("B", 2), at("B", 11, 1))))
     found, after = [], 0
-    while page := await two.whole.find_events(EventFilter(), after=after, limit=2):
+    while page := await two.whole.find_events(EventFilter(), EventPage(after, 2)):
         found += [one.event.id for one in page]
         after = page[-1].seq
         if len(found) == 4:
@@ -183,7 +179,7 @@ async def test_a_page_that_ends_early_keeps_to_the_order_of_time(
     )
     found, after = [], 0
     while page := await two.whole.find_events(
-        EventFilter(), after=after, ascending=ascending, patience=timedelta(0)
+        EventFilter(), EventPage(after, ascending=ascending, patience=timedelta(0))
     ):
         found += [(one.event.at - NOW).total_seconds() for one in page]
         after = page[-1].seq
@@ -198,9 +194,7 @@ async def test_paging_can_turn_back_between_the_queues(two: Two, ascending: bool
 
     async def page(after: int, *, back: bool = False) -> tuple[list[float], list[int]]:
         direction = ascending != back
-        found = await two.whole.find_events(
-            EventFilter(), after=after, limit=3, ascending=direction
-        )
+        found = await two.whole.find_events(EventFilter(), EventPage(after, 3, direction))
         found = found[::-1] if back else found
         return [(one.event.at - NOW).total_seconds() for one in found], [one.seq for one in found]
 
@@ -221,9 +215,9 @@ async def test_event_that_comes_to_an_empty_queue_is_behind_the_page(
     two: Two, ascending: bool
 ) -> None:
     await two.first.accept(new_message(queue_id="A", events=(at("A", 5),)))
-    [only] = await two.whole.find_events(EventFilter(), ascending=ascending)
+    [only] = await two.whole.find_events(EventFilter(), EventPage(ascending=ascending))
     await two.other.accept(new_message(queue_id="B", events=(at("B", 1),)))
-    assert len(await two.whole.find_events(EventFilter(), after=only.seq, ascending=True)) == 1
+    assert len(await two.whole.find_events(EventFilter(), EventPage(only.seq))) == 1
 
 
 async def test_sessions_of_all_workers_are_added_up(two: Two) -> None:
