@@ -15,9 +15,16 @@ import os
 import shutil
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from relay.daemon.files import raise_limit
 from tests.rigs import postgres
+
+# An example takes as long as the machine is busy: what a test states has no seconds in it.
+settings.register_profile(
+    "relay", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("relay")
 
 _FILES = 20_000
 """A table of tests has a thousand hosts; most users may open 1,024 files unless they ask."""

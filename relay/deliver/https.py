@@ -22,6 +22,9 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from relay.route.addresses import Rejection, parse_address
@@ -161,7 +164,7 @@ class HttpsClient:
         async def judged(host: str, port: int) -> list[str]:
             return addresses
 
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             resolver=JudgedResolver(judged),
             use_dns_cache=False,
             ssl=self._context(),
@@ -182,6 +185,34 @@ class HttpsClient:
             ) as answer,
         ):
             return await read(answer)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """The connection of one request; none is left when this is closed.
+
+    aiohttp does not wait for the end of a connection that it does not keep, and asyncio waits for
+    a server that does not end TLS for 30 seconds: the server would hold a socket beyond its place.
+    """
+
+    _opened: tuple[asyncio.Transport, ResponseHandler] | None = None
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        if connection.transport is not None and connection.protocol is not None:
+            self._opened = connection.transport, connection.protocol
+        return connection
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        await super().close(abort_ssl=abort_ssl)
+        if self._opened is None:
+            return
+        (transport, protocol), self._opened = self._opened, None
+        transport.abort()
+        if (closed := protocol.closed) is not None:
+            await asyncio.wait([closed])
+            closed.exception()  # whatever the server did last, the answer has been read
 
 
 def _reason(host: str, exc: BaseException) -> str:

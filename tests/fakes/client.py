@@ -8,6 +8,8 @@ import socket
 import ssl
 import struct
 
+from tests.fakes.waiting import patient
+
 PATIENCE = 10.0
 
 
@@ -41,7 +43,7 @@ class Client:
 
     async def reply(self) -> str:
         lines: list[str] = []
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patient(PATIENCE)):
             while not lines or lines[-1][3:4] == "-":
                 line = await self.reader.readline()
                 if not line.endswith(b"\r\n"):
@@ -76,7 +78,7 @@ class Client:
     async def is_closed(self, within: float = PATIENCE) -> bool:
         """Whether the peer ends the connection, whatever it still says."""
         with contextlib.suppress(ConnectionError):
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(patient(within)):
                 while await self.reader.read(65536):
                     pass
         return True
@@ -84,7 +86,7 @@ class Client:
     async def close(self) -> None:
         self.writer.close()
         with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(patient(1)):
                 await self.writer.wait_closed()
 
     def vanish(self) -> None:

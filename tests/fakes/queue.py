@@ -16,6 +16,7 @@ from relay.queue.entry import Entry, MessageSummary, QueuedMessage, QueuedRecipi
 from relay.queue.settle import Settlement
 from relay.queue.store import NewMessage, PendingReport, SpoolError
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.waiting import patient
 
 DEFAULTS = TlsSettings(
     Setting(False, Source.DEFAULT, "default"), Setting(False, Source.DEFAULT, "default")
@@ -142,7 +143,7 @@ class MemoryQueue(MemoryStore):
 
     async def until(self, settled: int, *, within: timedelta = timedelta(seconds=10)) -> None:
         """Wait for so many settlements."""
-        async with asyncio.timeout(within.total_seconds()):
+        async with asyncio.timeout(patient(within.total_seconds())):
             while len(self.settlements) < settled:
                 await asyncio.sleep(0.005)
 

@@ -1,6 +1,6 @@
 """The relay with a wall clock that is wrong for the whole process, its libraries in C included.
 
-    faketime -f +1d python -m tests.rigs.faketime_relay serve -c CONFIG
+    LD_PRELOAD=libfaketime.so.1 FAKETIME=+1d python -m tests.rigs.faketime_relay serve -c CONFIG
 
 With FAKETIME_DONT_FAKE_MONOTONIC=1 the library leaves the clocks alone that nobody sets. It still
 breaks clock_nanosleep(2), which time.sleep calls: that waits on another call here.

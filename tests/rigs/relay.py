@@ -30,6 +30,7 @@ class Relay:
     config: dict[str, Any]
     port: int
     wrapper: Sequence[str] = ()
+    """A command before the relay's that becomes the relay: a signal reaches one process only."""
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     program: Sequence[str] = ("relay",)
@@ -84,6 +85,8 @@ class Relay:
             return accepts_connections("127.0.0.1", self.port)
 
         wait_until(listening, seconds=seconds, what="the relay's start")
+        program = Path(f"/proc/{self.pid}/exe").resolve()
+        assert program == Path(self.python).resolve(), f"{program} runs the relay and is not it"
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

@@ -305,24 +305,19 @@ def test_node_that_is_cut_off_begins_nothing_and_comes_back_as_itself(cluster):
 @pytest.mark.needs("faketime")
 def test_clock_that_is_a_day_wrong_has_no_effect(tmp_path, postgres_server, database):
     ledger = Ledger()
-    environment = {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    # Not started by `faketime`, which stays as the relay's parent and takes its signals.
+    library = subprocess.check_output(["faketime", "-f", "+0", "printenv", "LD_PRELOAD"], text=True)
+    environment = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "LD_PRELOAD": library.strip()}
     program = ("tests.rigs.faketime_relay",)
     with sink() as mx, contextlib.ExitStack() as opened:
         relays = []
         for name, shift in (("ahead", "+1d"), ("behind", "-1d")):
             relay = opened.enter_context(
                 node(
-                    tmp_path,
-                    postgres_server,
-                    mx,
-                    name,
-                    url=database,
-                    start=False,
-                    wrapper=("faketime", "-f", shift),
-                    program=program,
+                    tmp_path, postgres_server, mx, name, url=database, start=False, program=program
                 )
             )
-            relay.environment = environment
+            relay.environment = environment | {"FAKETIME": shift}
             relay.start()
             relays.append(relay)
         mx.deferred.set()

@@ -7,10 +7,13 @@ import json
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +31,9 @@ from relay.queue.settle import settle
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 from relay.report import deliverylog
+from tests.fakes.client import Client
 from tests.fakes.running import QuietRelay
+from tests.fakes.waiting import patient, until
 
 NOW = datetime(2030, 1, 31, 12, 0, tzinfo=UTC)
 SETTINGS = TlsSettings(Setting(True, Source.DOMAIN, "example.com"), Setting(False, Source.DEFAULT))
@@ -329,22 +334,37 @@ async def test_client_that_sends_more_after_its_request_gets_its_answer(
 async def test_more_clients_than_are_served_at_a_time_are_told_to_come_again(
     server: ControlServer,
 ) -> None:
-    silent = [
-        await asyncio.open_unix_connection(str(server.path))
-        for _ in range(control_socket.AT_A_TIME)
-    ]
+    silent = [await Client.connect_unix(str(server.path)) for _ in range(control_socket.AT_A_TIME)]
+    await until(lambda: len(server._clients) == control_socket.AT_A_TIME)
     with pytest.raises(RelayError, match="too many requests"):
         await asked(server, verb="list")
-    for _, writer in silent:
-        writer.close()
-    for _ in range(100):
-        await asyncio.sleep(0.02)
-        try:
-            assert await asked(server, verb="list") == [{"done": {"count": 0}}]
-        except RelayError:
-            continue
-        return
-    pytest.fail("places were not given back")
+    for connection in silent:
+        await connection.close()
+    await until(lambda: not server._clients)
+    assert await asked(server, verb="list") == [{"done": {"count": 0}}]
+
+
+def test_client_that_is_told_to_come_again_before_it_has_asked_hears_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_hung_up = threading.Event()
+
+    def late(request: dict[str, Any]) -> str:
+        assert has_hung_up.wait(patient(10))
+        return json.dumps(request)
+
+    monkeypatch.setattr("relay.admin.client.json", SimpleNamespace(dumps=late))
+    path = tmp_path / "relay.sock"
+    with socket.socket(socket.AF_UNIX) as listening, ThreadPoolExecutor(1) as client:
+        listening.bind(os.fspath(path))
+        listening.listen()
+        asking = client.submit(lambda: list(ask(path, {"verb": "list"})))
+        served, _ = listening.accept()
+        with served:
+            served.sendall(b'{"error": "too many requests at a time, try again"}\n')
+        has_hung_up.set()
+        with pytest.raises(RelayError, match="too many requests"):
+            asking.result(patient(10))
 
 
 async def test_log_is_listed_and_followed(server: ControlServer, store: SqliteStore) -> None:
@@ -381,14 +401,9 @@ async def test_following_begins_with_what_is_new_where_nothing_matches_yet(
 async def test_client_that_hangs_up_while_following_is_forgotten(server: ControlServer) -> None:
     _, writer = await asyncio.open_unix_connection(str(server.path))
     writer.write(b'{"verb": "log", "follow": true}\n')
-    await asyncio.sleep(0.05)
-    assert len(server._clients) == 1
+    await until(lambda: len(server._clients) == 1)
     writer.close()
-    for _ in range(100):
-        await asyncio.sleep(0.02)
-        if not server._clients:
-            return
-    pytest.fail("the connection is still served")
+    await until(lambda: not server._clients)
 
 
 async def test_only_its_owner_may_open_the_socket(server: ControlServer) -> None:

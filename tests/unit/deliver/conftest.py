@@ -69,9 +69,10 @@ def all_of(wait: timedelta) -> Timeouts:
     )
 
 
+_SHORT = milliseconds(500)
 UNHURRIED = all_of(timedelta(seconds=20))
 """Where every host answers: a busy machine is no reason for a test to fail."""
-QUICK = replace(all_of(milliseconds(500)), connect=timedelta(seconds=20))
+QUICK = replace(all_of(_SHORT), connect=timedelta(seconds=20))
 """Where a host may be silent. It takes the connection all the same: the kernel does."""
 
 _PROMPT = {
@@ -96,7 +97,7 @@ def _timeouts(scripts: Iterable[Script]) -> Timeouts:
             for answer in [answers] if isinstance(answers, str | ScriptedReply) else answers:
                 if isinstance(answer, ScriptedReply):
                     short |= _slow_steps(verb, answer)
-    return replace(UNHURRIED, **dict.fromkeys(short, milliseconds(500)))
+    return replace(UNHURRIED, **dict.fromkeys(short, _SHORT))
 
 
 def _slow_steps(verb: str, answer: ScriptedReply) -> set[str]:
@@ -105,7 +106,7 @@ def _slow_steps(verb: str, answer: ScriptedReply) -> set[str]:
         return {step, "command", "final_reply"} | (
             {"tls_handshake"} if verb == "STARTTLS" else set()
         )
-    return {step} if answer.delay or answer.drip else set()
+    return {step} if answer.delay >= _SHORT.total_seconds() or answer.drip else set()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
+import threading
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from ipaddress import ip_network
@@ -16,9 +19,10 @@ from relay.deliver.https import HttpsClient, NoAnswer
 from relay.deliver.tls import TlsContexts
 from relay.route.addresses import Own, Rejection, judge, parse_address
 from relay.route.security import TlsVersion
-from relay.sandbox.certificates import Authority
+from relay.sandbox.certificates import Authority, server_context
 from relay.sandbox.policy_host import PolicyHost, WebAnswer
 from tests.fakes.dns import FakeDns
+from tests.fakes.waiting import patient
 
 URL_ = URL("https://mta-sts.example.net/report")
 
@@ -108,3 +112,40 @@ async def test_a_request_that_does_not_wait_is_not_made_where_others_are(
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def test_server_that_does_not_end_tls_holds_no_connection_after_its_answer(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """The server neither reads nor writes after its answer; a poll of its socket sees the end."""
+    (tmp_path / "ca.pem").write_bytes(authority.ca_pem)
+    contexts = TlsContexts(str(tmp_path / "ca.pem"))
+    context = server_context(authority.leaf("mta-sts.example.net"))
+    has_asked = threading.Event()
+
+    def serve_one(listening: socket.socket) -> bool:
+        """Whether the client's socket is gone once the client has its answer."""
+        plain, _ = listening.accept()
+        plain.settimeout(patient(20))
+        with context.wrap_socket(plain, server_side=True) as served:
+            served.recv(4096)
+            served.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            assert has_asked.wait(patient(20))
+            end = select.poll()
+            end.register(served, select.POLLRDHUP)
+            return bool(end.poll(0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(patient(20))
+        client = HttpsClient(
+            FakeDns(hosts={"mta-sts.example.net": ["127.0.0.1"]}),
+            judge=lambda address, port: None,
+            context=lambda: contexts.verifying(TlsVersion.TLS_1_2),
+            timeout=timedelta(seconds=30),
+            at_once=2,
+            port=listening.getsockname()[1],
+        )
+        serving = asyncio.create_task(asyncio.to_thread(serve_one, listening))
+        assert await client.ask(URL_, status_of, headers={}) == 200
+        has_asked.set()
+        assert await serving

@@ -9,7 +9,7 @@ import logging
 import re
 from datetime import UTC, datetime
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.policy.rules import PolicyRules
@@ -137,7 +137,6 @@ async def converse(
     return wire.written, store
 
 
-@settings(deadline=None)
 @given(
     st.lists(WORDS, max_size=40),
     st.booleans(),
