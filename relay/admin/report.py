@@ -19,6 +19,7 @@ from relay.queue.statistics import (
     CountedException,
     CountedMail,
     CountFilter,
+    ExceptionPage,
     StatisticsView,
     added_up,
     whole_hours,
@@ -95,7 +96,7 @@ async def listing(
 ) -> AsyncIterator[list[CountedException]]:
     """All exceptions in the store, by time, in pages."""
     after: tuple[datetime, str] | None = None
-    while page := await view.find_exceptions(wanted, after=after, limit=PAGE):
+    while page := await view.find_exceptions(wanted, ExceptionPage(after, PAGE)):
         yield page
         if len(page) < PAGE:
             return

@@ -1,4 +1,4 @@
-"""What the filters of messages and events mean, as conditions of an SQL statement. Pure.
+"""What the filters of messages, events and counts mean, as conditions of an SQL statement. Pure.
 
 Which fields a filter has, and how an address or a domain may be spelled, is the same for every
 engine; an engine's `Values` says how a condition is written in its SQL.
@@ -12,6 +12,7 @@ from datetime import datetime
 
 from relay.mail.address import domain_spellings, spellings
 from relay.queue.rows import STATE_NUMBER, micros
+from relay.queue.statistics import CountFilter, ExceptionPage
 from relay.queue.store import EventFilter, QueueFilter
 
 
@@ -107,3 +108,36 @@ def event_conditions(wanted: EventFilter, values: Values) -> list[str]:
     if wanted.recipient_domain:
         found.append(values.has_recipient_in(domain_spellings(wanted.recipient_domain)))
     return found + [values.has_field(field, value) for field, value in wanted.fields]
+
+
+def domain_conditions(wanted: CountFilter, values: Values, *, has_sums: bool) -> list[str]:
+    """The conditions on the two domains of what is counted. `has_sums`: there are rows of the sums,
+    for all domains and for each sender domain.
+    """
+    found = []
+    if wanted.recipient_domain:
+        found.append(f"recipient_domain = {values.add(wanted.recipient_domain)}")
+    elif has_sums:
+        found.append("recipient_domain = ''")
+    if wanted.sender_domain:
+        found.append(f"sender_domain = {values.add(wanted.sender_domain)}")
+    elif has_sums and not wanted.recipient_domain:
+        found.append("sender_domain = ''")
+    return found
+
+
+def exceptions_query(
+    wanted: CountFilter, page: ExceptionPage, values: Values, *, table: str
+) -> str:
+    """The query for a page of exceptions."""
+    begin, last = page.after if page.after is not None else (wanted.begin, "")
+    where = domain_conditions(wanted, values, has_sums=False)
+    first = values.add(micros(begin))
+    where += [f"at >= {first}", f"at < {values.add(micros(wanted.end))}"]
+    where.append(f"(at > {first} OR event_id > {values.add(last)})")
+    order = "DESC" if page.newest else "ASC"
+    return (
+        "SELECT at, event_id, queue_id, sender_domain, recipient_domain, result, protection,"
+        f" sentence FROM {table} WHERE {all_of(where)}"
+        f" ORDER BY at {order}, event_id {order} LIMIT CAST({values.add(page.limit)} AS integer)"
+    )

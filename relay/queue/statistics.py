@@ -85,6 +85,22 @@ class CountedException(NamedTuple):
     sentence: str
 
 
+@dataclass(frozen=True, slots=True)
+class ExceptionPage:
+    """Which of the exceptions of a period: at most `limit` by time.
+
+    `after`: time and event id of the last one of the page before. `newest`: of the last ones, the
+    newest first.
+    """
+
+    after: tuple[datetime, str] | None = None
+    limit: int = 500
+    newest: bool = False
+
+
+FIRST_EXCEPTIONS = ExceptionPage()
+
+
 class StatisticsView(Protocol):
     """The history. All methods may raise `SpoolError`."""
 
@@ -95,16 +111,9 @@ class StatisticsView(Protocol):
         """The counts of a period by the hour, in the order of the hours."""
 
     async def find_exceptions(
-        self,
-        wanted: CountFilter,
-        *,
-        after: tuple[datetime, str] | None = None,
-        limit: int = 500,
-        newest: bool = False,
+        self, wanted: CountFilter, page: ExceptionPage = FIRST_EXCEPTIONS
     ) -> list[CountedException]:
-        """A page of the exceptions by time; `after`: time and event id of the last one before.
-        `newest`: of the last ones, the newest first.
-        """
+        """A page of the exceptions by time."""
 
 
 def hour_of(at: datetime) -> int:

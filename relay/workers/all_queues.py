@@ -16,7 +16,15 @@ from relay.queue.destinations import DestinationPart
 from relay.queue.entry import State
 from relay.queue.event_search import Streams
 from relay.queue.nodes import Node
-from relay.queue.statistics import CountedException, CountedMail, CountFilter, HourlyCount, added_up
+from relay.queue.statistics import (
+    FIRST_EXCEPTIONS,
+    CountedException,
+    CountedMail,
+    CountFilter,
+    ExceptionPage,
+    HourlyCount,
+    added_up,
+)
 from relay.queue.store import (
     CHUNK_BYTES,
     ListedMessage,
@@ -88,19 +96,11 @@ class AllQueues:
         return [HourlyCount(*key, number) for key, number in sorted(sums.items())]
 
     async def find_exceptions(
-        self,
-        wanted: CountFilter,
-        *,
-        after: tuple[datetime, str] | None = None,
-        limit: int = 500,
-        newest: bool = False,
+        self, wanted: CountFilter, page: ExceptionPage = FIRST_EXCEPTIONS
     ) -> list[CountedException]:
         """A page of the exceptions by time."""
-        pages = [
-            await queue.find_exceptions(wanted, after=after, limit=limit, newest=newest)
-            for queue in self._queues
-        ]
-        return sorted((one for page in pages for one in page), reverse=newest)[:limit]
+        found = [one for queue in self._queues for one in await queue.find_exceptions(wanted, page)]
+        return sorted(found, reverse=page.newest)[: page.limit]
 
     async def tls_days(self) -> list[date]:
         """The days of which sessions are kept."""

@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 from relay.mail.event import Event
 from relay.queue.batch import Row
+from relay.queue.conditions import all_of, domain_conditions, exceptions_query
 from relay.queue.postgres.connection import Db, changed_rows
 from relay.queue.postgres.inserts import COUNTED, EXCEPTIONS, ONCE, columns, numbered
 from relay.queue.postgres.matching import PostgresValues
-from relay.queue.rows import micros
 from relay.queue.statistics import (
+    FIRST_EXCEPTIONS,
     CountedException,
     CountedMail,
     CountFilter,
+    ExceptionPage,
     ExceptionRow,
     HourlyCount,
     RecentHours,
@@ -97,25 +99,9 @@ async def fold(db: Db) -> int:
     return changed_rows(status)
 
 
-def _where(wanted: CountFilter, values: PostgresValues, *, has_sums: bool) -> str:
-    """The condition on the two domains. `has_sums`: there are rows of the sums, for all domains and
-    for each sender domain.
-    """
-    parts = []
-    if wanted.recipient_domain:
-        parts.append(f"recipient_domain = {values.add(wanted.recipient_domain)}")
-    elif has_sums:
-        parts.append("recipient_domain = ''")
-    if wanted.sender_domain:
-        parts.append(f"sender_domain = {values.add(wanted.sender_domain)}")
-    elif has_sums and not wanted.recipient_domain:
-        parts.append("sender_domain = ''")
-    return " AND ".join(parts) or "true"
-
-
 def _counts(wanted: CountFilter, values: PostgresValues) -> str:
     """The rows that are meant, of both tables."""
-    where = _where(wanted, values, has_sums=True)
+    where = all_of(domain_conditions(wanted, values, has_sums=True))
     begin, end = values.add(hour_of(wanted.begin)), values.add(hour_of(wanted.end))
     return " UNION ALL ".join(
         f"SELECT hour, result, protection, policy, reason, number FROM relay.{table}"
@@ -147,28 +133,12 @@ async def count_hours(db: Db, wanted: CountFilter) -> list[HourlyCount]:
 
 
 async def find_exceptions(
-    db: Db,
-    wanted: CountFilter,
-    *,
-    after: tuple[datetime, str] | None = None,
-    limit: int = 500,
-    newest: bool = False,
+    db: Db, wanted: CountFilter, page: ExceptionPage = FIRST_EXCEPTIONS
 ) -> list[CountedException]:
-    """A page of the exceptions by time; `newest`: from the end."""
+    """A page of the exceptions by time."""
     values = PostgresValues()
-    where = _where(wanted, values, has_sums=False)
-    order = "DESC" if newest else "ASC"
-    begin, last = (after[0], after[1]) if after is not None else (wanted.begin, "")
-    first = values.add(micros(begin))
-    rows = await db.fetch(
-        "SELECT at, event_id, queue_id, sender_domain, recipient_domain, result, protection,"
-        f" sentence FROM relay.exception WHERE {where} AND at >= {first}"
-        f" AND at < {values.add(micros(wanted.end))}"
-        f" AND (at > {first} OR event_id > {values.add(last)})"
-        f" ORDER BY at {order}, event_id {order} LIMIT {values.add(limit)}::integer",
-        *values.all,
-    )
-    return counted_exceptions(rows)
+    query = exceptions_query(wanted, page, values, table="relay.exception")
+    return counted_exceptions(await db.fetch(query, *values.all))
 
 
 async def purge_statistics(db: Db, before: datetime, limit: int) -> int:

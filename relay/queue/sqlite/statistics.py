@@ -20,12 +20,15 @@ from functools import lru_cache
 from itertools import chain
 
 from relay.mail.event import Event
-from relay.queue.rows import micros
+from relay.queue.conditions import all_of, domain_conditions, exceptions_query
+from relay.queue.sqlite.matching import SqliteValues
 from relay.queue.statistics import (
+    FIRST_EXCEPTIONS,
     CountedException,
     CountedMail,
     CountFilter,
     CountKey,
+    ExceptionPage,
     ExceptionRow,
     HourlyCount,
     RecentHours,
@@ -94,66 +97,42 @@ def _write(
         )
 
 
-def _where(wanted: CountFilter, *, has_sums: bool) -> tuple[str, dict[str, object]]:
-    """The condition on the two domains. `has_sums`: there are rows of the sums, for all domains and
-    for each sender domain.
-    """
-    values: dict[str, object] = {
-        "sender": wanted.sender_domain,
-        "recipient": wanted.recipient_domain,
-    }
-    if wanted.recipient_domain and wanted.sender_domain:
-        return "recipient_domain = :recipient AND sender_domain = :sender", values
-    if wanted.recipient_domain:
-        return "recipient_domain = :recipient", values
-    if wanted.sender_domain:
-        sums = "recipient_domain = '' AND " if has_sums else ""
-        return f"{sums}sender_domain = :sender", values
-    return ("recipient_domain = '' AND sender_domain = ''" if has_sums else "1"), values
+def _counts(wanted: CountFilter, values: SqliteValues) -> str:
+    """The rows that are meant."""
+    where = domain_conditions(wanted, values, has_sums=True)
+    begin, end = values.add(hour_of(wanted.begin)), values.add(hour_of(wanted.end))
+    return f"FROM statistic WHERE {all_of(where)} AND hour >= {begin} AND hour < {end}"
 
 
 def count_mail(db: sqlite3.Connection, wanted: CountFilter) -> list[CountedMail]:
     """The counts of a period, added up."""
-    where, values = _where(wanted, has_sums=True)
+    values = SqliteValues()
     rows = db.execute(
         "SELECT result, protection, policy, reason, sum(number), min(hour), max(hour)"
-        f" FROM statistic WHERE {where} AND hour >= :begin AND hour < :end GROUP BY 1, 2, 3, 4",
-        values | {"begin": hour_of(wanted.begin), "end": hour_of(wanted.end)},
+        f" {_counts(wanted, values)} GROUP BY 1, 2, 3, 4",
+        values.all,
     )
     return counted_mail(rows)
 
 
 def count_hours(db: sqlite3.Connection, wanted: CountFilter) -> list[HourlyCount]:
     """The counts of a period, hour by hour."""
-    where, values = _where(wanted, has_sums=True)
+    values = SqliteValues()
     rows = db.execute(
-        "SELECT hour, result, protection, sum(number) FROM statistic"
-        f" WHERE {where} AND hour >= :begin AND hour < :end GROUP BY 1, 2, 3 ORDER BY 1",
-        values | {"begin": hour_of(wanted.begin), "end": hour_of(wanted.end)},
+        "SELECT hour, result, protection, sum(number)"
+        f" {_counts(wanted, values)} GROUP BY 1, 2, 3 ORDER BY 1",
+        values.all,
     )
     return hourly_counts(rows)
 
 
 def find_exceptions(
-    db: sqlite3.Connection,
-    wanted: CountFilter,
-    *,
-    after: tuple[datetime, str] | None = None,
-    limit: int = 500,
-    newest: bool = False,
+    db: sqlite3.Connection, wanted: CountFilter, page: ExceptionPage = FIRST_EXCEPTIONS
 ) -> list[CountedException]:
-    """A page of the exceptions by time; `newest`: from the end."""
-    where, values = _where(wanted, has_sums=False)
-    order = "DESC" if newest else "ASC"
-    begin, last = (after[0], after[1]) if after is not None else (wanted.begin, "")
-    rows = db.execute(
-        "SELECT at, event_id, queue_id, sender_domain, recipient_domain, result, protection,"
-        f" sentence FROM exception WHERE {where} AND at >= :begin AND at < :end"
-        " AND (at > :begin OR event_id > :last)"
-        f" ORDER BY at {order}, event_id {order} LIMIT :limit",
-        values | {"begin": micros(begin), "end": micros(wanted.end), "last": last, "limit": limit},
-    )
-    return counted_exceptions(rows)
+    """A page of the exceptions by time."""
+    values = SqliteValues()
+    query = exceptions_query(wanted, page, values, table="exception")
+    return counted_exceptions(db.execute(query, values.all))
 
 
 def purge_statistics(db: sqlite3.Connection, before: datetime, limit: int) -> int:

@@ -11,6 +11,7 @@ from relay.admin import report as reports
 from relay.admin.mta_sts import policy_as_json
 from relay.mail.jsontext import JsonFields
 from relay.policy.rules import floor_rules, resolve
+from relay.queue.statistics import ExceptionPage
 from relay.queue.store import EventFilter
 from relay.web.charts import chart_of
 from relay.web.pages.visit import Visit, latest, read_domain
@@ -18,7 +19,7 @@ from relay.web.queries import log_page
 from relay.web.rows import Row
 
 _HOURS = 720
-_LISTED_EXCEPTIONS = 20
+_LISTED_EXCEPTIONS = ExceptionPage(limit=20, newest=True)
 
 
 async def destination(visit: Visit, probed: JsonFields | None = None) -> web.StreamResponse:
@@ -27,7 +28,7 @@ async def destination(visit: Visit, probed: JsonFields | None = None) -> web.Str
     state, now = visit.state, visit.state.clock()
     month = latest(now, _HOURS, recipient_domain=domain)
     found = await reports.counts(state.view, month)
-    exceptions = await state.view.find_exceptions(month, limit=_LISTED_EXCEPTIONS, newest=True)
+    exceptions = await state.view.find_exceptions(month, _LISTED_EXCEPTIONS)
     counted = await visit.site.counted.get()
     rules = state.rules()
     kept = await state.policies.kept(domain)

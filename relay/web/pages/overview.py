@@ -9,6 +9,7 @@ from aiohttp import web
 from relay.admin import report as reports
 from relay.mail.event import Protection
 from relay.policy.settings import FloorUse
+from relay.queue.statistics import ExceptionPage
 from relay.queue.store import EventFilter, QueueFilter
 from relay.web.charts import chart_of
 from relay.web.pages.visit import Visit, latest
@@ -28,7 +29,7 @@ _NO_DANE = (
 _LAG_EVENTS = 10_000
 
 _LOOKED_AT_DOMAINS = 10
-_LOOKED_AT_EXCEPTIONS = 500
+_LOOKED_AT_EXCEPTIONS = ExceptionPage(limit=500, newest=True)
 
 
 async def overview(visit: Visit) -> web.StreamResponse:
@@ -83,7 +84,7 @@ async def _alarms(state: Web, facts: Facts, now: datetime) -> list[tuple[str, st
 async def _downgraded(state: Web, now: datetime) -> list[str]:
     """Destinations that got mail in clear in the last day, and over verified TLS in a month."""
     day = reports.period(now - timedelta(hours=24), now + timedelta(microseconds=1))
-    exceptions = await state.view.find_exceptions(day, limit=_LOOKED_AT_EXCEPTIONS, newest=True)
+    exceptions = await state.view.find_exceptions(day, _LOOKED_AT_EXCEPTIONS)
     clear = {one.recipient_domain for one in exceptions if one.protection == Protection.CLEAR}
     found = []
     for domain in sorted(clear)[:_LOOKED_AT_DOMAINS]:

@@ -8,21 +8,21 @@ from datetime import UTC, timedelta
 from aiohttp import web
 
 from relay.admin import report as reports
-from relay.queue.statistics import CountFilter
+from relay.queue.statistics import CountFilter, ExceptionPage
 from relay.web.filters import read_time
 from relay.web.guard import PageRefused
 from relay.web.pages.stream import stream
 from relay.web.pages.visit import Visit, read_domain
 from relay.web.state import Web
 
-_LISTED_EXCEPTIONS = 200
+_LISTED_EXCEPTIONS = ExceptionPage(limit=200)
 
 
 async def report(visit: Visit) -> web.StreamResponse:
     """The report of a period."""
     asked, wanted = _period(visit)
     found = await reports.counts(visit.state.view, wanted)
-    exceptions = await visit.state.view.find_exceptions(wanted, limit=_LISTED_EXCEPTIONS)
+    exceptions = await visit.state.view.find_exceptions(wanted, _LISTED_EXCEPTIONS)
     return visit.show(
         "report.html",
         asked=asked,

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from relay.mail.event import Counted, Event, EventResult, Protection
-from relay.queue.statistics import CountFilter, added_up
+from relay.queue.statistics import CountFilter, ExceptionPage, added_up
 from relay.queue.store import EventFilter, SpoolError
 from relay.report import deliverylog
 from tests.fakes.queued import BOUNCED, DEFERRED, NOW, event, new_message, settled
@@ -85,11 +85,11 @@ async def test_exceptions_are_listed_by_time_in_pages(store):
         *(_event(n, at=NOW + (9 - n) * HOUR, exception=f"sentence {n}") for n in range(5)),
         _event(7),
     )
-    first = await store.find_exceptions(DAY, limit=3)
-    rest = await store.find_exceptions(DAY, after=first[-1][:2], limit=3)
+    first = await store.find_exceptions(DAY, ExceptionPage(limit=3))
+    rest = await store.find_exceptions(DAY, ExceptionPage(first[-1][:2], limit=3))
     assert [one.sentence for one in first + rest] == [f"sentence {n}" for n in (4, 3, 2, 1, 0)]
     assert first[0].queue_id == "q"
-    newest = await store.find_exceptions(DAY, limit=2, newest=True)
+    newest = await store.find_exceptions(DAY, ExceptionPage(limit=2, newest=True))
     assert [one.sentence for one in newest] == ["sentence 0", "sentence 1"]
     nobody = replace(DAY, recipient_domain="c.example")
     assert await store.find_exceptions(nobody) == []
