@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
@@ -20,6 +21,7 @@ from relay.queue.entry import Entry, QueuedMessage, State
 from relay.queue.handoff import ClaimQuery, Shares
 from relay.queue.rows import (
     ATTEMPTS_PATH,
+    FINAL_NUMBER,
     NOT_BEFORE_PATH,
     STATE_NUMBER,
     STATE_OF_NUMBER,
@@ -31,7 +33,7 @@ from relay.queue.rows import (
 from relay.queue.sqlite.contents import Contents
 from relay.queue.sqlite.matching import SqliteValues
 from relay.queue.sqlite.schema import ASIDE, CLAIMED, LEAVING, READY, WAITING
-from relay.queue.sqlite.statements import remove_if_done
+from relay.queue.sqlite.statements import remove_all_but
 from relay.queue.sqlite.tls_sessions import forget_claims
 from relay.queue.store import QueueFilter, SpoolError
 from relay.queue.verbs import VERBS, Changed, Verb
@@ -223,17 +225,6 @@ def release(db: sqlite3.Connection, entries: Iterable[Entry], due: datetime | No
 # The operator's verbs.
 
 
-def _becomes(does: Verb) -> str:
-    """The number of the state that a verb leaves a recipient in."""
-    if does.becomes is None:
-        return "state"
-    return f"iif({_UNTRIED}, {_number(does.untried_becomes)}, {_number(does.becomes)})"
-
-
-def _number(state: State | None) -> str:
-    return "state" if state is None else str(STATE_NUMBER[state])
-
-
 def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime) -> Changed:
     """Do one verb to some messages: those that the filter names. Only their recipients have still
     to match.
@@ -246,30 +237,59 @@ def change(db: sqlite3.Connection, wanted: QueueFilter, verb: str, now: datetime
     named = values.is_among("r.queue_id", sorted(wanted.queue_ids))
     states = ",".join(str(STATE_NUMBER[state]) for state in does.takes)
     meant = (
-        f"{named} AND {all_of(recipient_conditions(wanted, values))}"
+        f"{all_of(recipient_conditions(wanted, values))}"
         f" AND r.state IN ({states}) AND r.place NOT IN ({CLAIMED}, {LEAVING})"
     )
-    # In one row: with each row that is read the interpreter lock goes, and has to be won back.
-    found = db.execute(
-        f"SELECT json_group_array(json_array(queue_id, idx, state, {_becomes(does)}))"
-        f" FROM recipient AS r WHERE {meant}",
-        values.all,
-    ).fetchone()[0]
-    changed = Changed()
-    for queue_id, index, before, after in of_json(found):
-        changed.recipients.append((queue_id, index))
-        changed.states[STATE_OF_NUMBER[before]] -= 1
-        changed.states[STATE_OF_NUMBER[after]] += 1
+    changed, left = _what_changes(db, f"{named} AND r.state < {FINAL_NUMBER}", meant, does, values)
+    if verb == "remove":
+        # What leaves the queue need not be written before.
+        rest = remove_all_but(db, {queue_id for queue_id, _ in changed.recipients}, left)
+        named = values.is_among("r.queue_id", rest)
+        if not rest:
+            return changed
     due = micros(now) if does.is_due else None
     place = ASIDE if due is None else READY
     db.execute(
         f"UPDATE recipient AS r SET state = {_becomes(does)}, place = {place}, due = :due"
-        f" WHERE {meant}",
+        f" WHERE {named} AND {meant}",
         values.all | {"due": due},
     )
-    if verb == "remove" and changed.recipients:
-        remove_if_done(db, sorted(wanted.queue_ids))
     return changed
+
+
+def _what_changes(
+    db: sqlite3.Connection, among: str, meant: str, does: Verb, values: SqliteValues
+) -> tuple[Changed, set[str]]:
+    """What a verb will do to the recipients that are meant, and the messages that have others."""
+    # In one row: with each row that is read the interpreter lock goes, and has to be won back.
+    found = db.execute(
+        f"SELECT json_group_array(json_array(queue_id, idx, state, {_becomes(does)}, {meant}))"
+        f" FROM recipient AS r WHERE {among}",
+        values.all,
+    ).fetchone()[0]
+    changed, left = Changed(), set()
+    steps: Counter[tuple[int, int]] = Counter()
+    for queue_id, index, before, after, is_meant in of_json(found):
+        if is_meant:
+            changed.recipients.append((queue_id, index))
+            steps[before, after] += 1
+        else:
+            left.add(queue_id)
+    for (before, after), number in steps.items():
+        changed.states[STATE_OF_NUMBER[before]] -= number
+        changed.states[STATE_OF_NUMBER[after]] += number
+    return changed, left
+
+
+def _becomes(does: Verb) -> str:
+    """The number of the state that a verb leaves a recipient in."""
+    if does.becomes is does.untried_becomes:
+        return _number(does.becomes)
+    return f"iif({_UNTRIED}, {_number(does.untried_becomes)}, {_number(does.becomes)})"
+
+
+def _number(state: State | None) -> str:
+    return "state" if state is None else str(STATE_NUMBER[state])
 
 
 # Leftovers.

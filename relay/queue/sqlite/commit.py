@@ -2,9 +2,10 @@
 
 A request is either rows (what every message needs) or a function that is given the connection
 (everything rare). Everything that waits goes into one transaction and costs one sync together. The
-rows of all requests are written table by table with a few large statements (`Tables.write`); if
-one of them fails because of a single request, the transaction is done again with a savepoint for
-each request, so that only that one fails.
+rows of all requests are written table by table with a few large statements (`Tables.write`). If
+something fails because of a single request, the transaction is done again with a savepoint for
+each request, so that only that one fails. So a function may be called twice. Without a savepoint
+SQLite has no need to copy the pages that a transaction changes.
 
 A future is resolved after the commit, on the event loop, once a batch. A request runs to its
 end whatever becomes of the task that awaits it.
@@ -242,17 +243,16 @@ class Writer:
             db.execute("BEGIN IMMEDIATE")
             try:
                 tables.write(db, batch)
+                for request in batch:
+                    if request.function is not None:
+                        request.result = request.function(db)
             except Exception as exc:
                 if not _is_own_fault(exc):
                     raise
                 db.execute("ROLLBACK")
                 _undone(tables, point, batch)
                 db.execute("BEGIN IMMEDIATE")
-                for request in batch:
-                    if request.rows is not None:
-                        self._alone(db, request)
-            for request in batch:
-                if request.function is not None:
+                for request in sorted(batch, key=lambda one: one.rows is None):
                     self._alone(db, request)
             tables.last(db)
             db.execute("COMMIT")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from relay.mail.event import Event
 from relay.mail.files import sync_directory
+from relay.mail.jsontext import of_json
 from relay.queue.batch import Row, joined
 from relay.queue.numbering import EventNumbers
 from relay.queue.request import Refused, Request, answer_settled, settled_messages
@@ -72,12 +73,8 @@ class Tables:
         self._numbers.load(found, mark[0] if mark else 0)
 
     def connected(self, db: sqlite3.Connection) -> None:
-        """Have every removed message that has a file noted, whichever statement removes it."""
+        """Have every removed message that has a file noted (`_remove_messages`)."""
         db.create_function("leaves", 1, self._leaving.append)
-        db.execute(
-            "CREATE TEMP TRIGGER leaves AFTER DELETE ON main.message WHEN OLD.in_file"
-            " BEGIN SELECT leaves(OLD.queue_id); END"
-        )
 
     def commit_something(self, db: sqlite3.Connection) -> None:
         """A commit of its own. Its sync is one of all that lies in the log before it, too.
@@ -202,7 +199,7 @@ def _finish(db: sqlite3.Connection, finished: Sequence[tuple[str, int]]) -> None
     gone = _for_ids(db, f"DELETE FROM recipient WHERE place = {CLAIMED} AND queue_id IN (?)", ids)
     if gone != sum(count for _, count in finished):
         raise Refused("the recipients are not claimed")
-    if _for_ids(db, "DELETE FROM message WHERE queue_id IN (?)", ids) != len(ids):
+    if _remove_messages(db, ids) != len(ids):
         raise Refused("there is no such message")
 
 
@@ -246,13 +243,12 @@ def remove_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:
     """Remove messages that have no open recipient left and about which no report is pending."""
     if not ids:
         return
-    gone = _for_ids(
+    gone = _remove_messages(
         db,
-        "DELETE FROM message WHERE NOT EXISTS (SELECT 1 FROM recipient"
-        f" WHERE recipient.queue_id = message.queue_id AND state < {FINAL_NUMBER})"
-        " AND NOT EXISTS (SELECT 1 FROM owed WHERE owed.queue_id = message.queue_id)"
-        " AND queue_id IN (?)",
         ids,
+        "NOT EXISTS (SELECT 1 FROM recipient"
+        f" WHERE recipient.queue_id = message.queue_id AND state < {FINAL_NUMBER})"
+        " AND NOT EXISTS (SELECT 1 FROM owed WHERE owed.queue_id = message.queue_id) AND",
     )
     if gone:
         _for_ids(
@@ -261,3 +257,31 @@ def remove_if_done(db: sqlite3.Connection, ids: Sequence[str]) -> None:
             " WHERE message.queue_id = recipient.queue_id) AND queue_id IN (?)",
             ids,
         )
+
+
+def remove_all_but(db: sqlite3.Connection, ids: Collection[str], left: set[str]) -> list[str]:
+    """Remove messages, but not those that are `left` and those about which a report is pending;
+    these are the result.
+    """
+    pending = "SELECT json_group_array(queue_id) FROM owed WHERE queue_id IN (SELECT value FROM"
+    some = db.execute(f"{pending} json_each(?))", (json.dumps(sorted(ids)),)).fetchone()[0]
+    left = left.union(of_json(some))
+    gone = sorted(queue_id for queue_id in ids if queue_id not in left)
+    _for_ids(db, "DELETE FROM recipient WHERE queue_id IN (?)", gone)
+    _remove_messages(db, gone)
+    return sorted(left.intersection(ids))
+
+
+def _remove_messages(db: sqlite3.Connection, ids: Sequence[str], condition: str = "") -> int:
+    """Remove messages; how many. Of those that have a file, `Tables` is told.
+
+    A trigger would tell as well, but SQLite keeps a copy of every page that a statement with a
+    trigger changes. `condition`: ends in AND.
+    """
+    delete = f"DELETE FROM message WHERE {condition}"
+    gone = _for_ids(db, f"{delete} NOT in_file AND queue_id IN (?)", ids)
+    if gone == len(ids):
+        return gone
+    asked = "SELECT count(leaves(queue_id)) FROM message WHERE in_file AND queue_id IN (?)"
+    _for_ids(db, asked, ids)
+    return gone + _for_ids(db, f"{delete} in_file AND queue_id IN (?)", ids)

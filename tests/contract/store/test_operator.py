@@ -180,6 +180,20 @@ async def test_verb_does_not_change_a_recipient_that_is_being_tried(store, verb)
     assert await states(store) == []
 
 
+async def test_removed_recipient_leaves_those_of_its_message_that_are_tried_or_held(store):
+    await store.accept(new_message("a@one.example", "b@two.example", "c@three.example"))
+    [entry] = await store.claim_due(now=NOW, limit=1)
+    held = "three.example" if entry.domain != "three.example" else "two.example"
+    await store.change(QueueFilter(domain=held), verb="hold", now=NOW)
+    deferred = QueueFilter(state=State.QUEUED)
+    assert (await store.change(deferred, verb="remove", now=NOW)).changed == 1
+    assert sorted(await states(store)) == [State.HELD, State.QUEUED, State.REMOVED]
+    await store.record(settled(entry, DELIVERED))
+    assert sorted(await states(store)) == [State.DELIVERED, State.HELD, State.REMOVED]
+    assert (await store.change(ALL, verb="remove", now=NOW)).changed == 1
+    assert await states(store) == []
+
+
 async def test_unknown_verb_is_refused(store):
     with pytest.raises(SpoolError):
         await store.change(ALL, verb="explode", now=NOW)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from relay.admin.operations import item_as_json, page_as_json
+from relay.queue.api_state import DomainSettings
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
 from relay.queue.sqlite import disk
@@ -190,6 +191,23 @@ async def test_message_that_cannot_be_stored_is_refused_alone(store):
     )
     assert [type(result) for result in results if result is not None] == [SpoolError]
     assert len(await claim_all(store)) == 2
+
+
+async def test_change_that_fails_is_undone_alone(store):
+    """A transaction is written at once, and again one by one where something in it fails."""
+    settings = DomainSettings(require_tls=True)
+    change = store.api_state.set_domain_settings
+    results = await asyncio.gather(
+        store.accept(new_message(queue_id="q1", events=(event("accepted", "q1"),))),
+        change("one.example", settings),
+        change("\udce9.example", settings),
+        change("two.example", settings),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results if isinstance(result, Exception)] == [SpoolError]
+    assert set(await store.api_state.domain_settings()) == {"one.example", "two.example"}
+    assert [one.seq for one in await store.events_after(0)] == [1]
+    assert len(await claim_all(store)) == 1
 
 
 # Claims.
