@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -106,6 +106,19 @@ def fail(text: str) -> NoReturn:
     """Write the text to stderr and exit 1."""
     click.echo(printable(text, keep="\n"), err=True)
     sys.exit(1)
+
+
+def asked(
+    ctx: click.Context, request: JsonFields, *, patient: bool = False
+) -> Iterator[JsonDocument]:
+    """`answers`, with the configuration that the command line names."""
+    config = load_config(config_file(ctx), only_to_ask=True)
+    return answers(config, request, patient=patient)
+
+
+def items_of(lines: Iterable[JsonDocument]) -> Iterator[JsonDocument]:
+    """What an answer lists, whether one to a line or many."""
+    return (item for line in lines for item in line.get("items", ()))
 
 
 def answers(

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from relay.cli.common import answers, below, config_file, config_option, load_config, not_empty
+from relay.cli.common import asked, below, config_option, not_empty
 from relay.cli.times import since as _since
 from relay.cli.times import time_text
 from relay.cli.times import until as _until
@@ -67,11 +67,10 @@ def log(ctx: click.Context, /, **options: Any) -> None:
     works while no relay is running, except for --follow. A search ignores the case of addresses
     and domains; times without a zone are local. For older mail use relay report.
     """
-    config = load_config(config_file(ctx), only_to_ask=True)
     as_json = options.pop("as_json")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     try:
-        for line in _lines(answers(config, _request(**options), patient=options["follow"])):
+        for line in _lines(asked(ctx, _request(**options), patient=options["follow"])):
             click.echo(line if as_json else _for_people(json.loads(line), width))
     except KeyboardInterrupt:
         return

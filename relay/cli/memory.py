@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
-from relay.cli.common import (
-    age_text,
-    answers,
-    config_file,
-    config_option,
-    domain_name,
-    fail,
-    load_config,
-)
+from relay.cli.common import age_text, asked, config_option, domain_name, fail, items_of
 from relay.mail.jsontext import JsonDocument
 from relay.mail.printable import printable
 
@@ -57,9 +49,7 @@ def memory() -> None:
 @click.pass_context
 def list_(ctx: click.Context, /, domain: str | None, as_json: bool, **filters: Any) -> None:
     """List what is remembered, by domain. Also works while no relay is running."""
-    config = load_config(config_file(ctx), only_to_ask=True)
-    request = {"verb": "memory-list", **_request(domain, **filters)}
-    found = _items(answers(config, request))
+    found = items_of(asked(ctx, {"verb": "memory-list", **_request(domain, **filters)}))
     if as_json:
         click.echo(json.dumps(list(found), indent=2))
     else:
@@ -87,15 +77,14 @@ def forget(
         raise click.UsageError("--all stands alone: leave it out, or the domains and filters")
     if not everything and requests == [{}]:
         raise click.UsageError("name a domain or a filter, or else say --all")
-    config = load_config(config_file(ctx), only_to_ask=True)
     if dry_run:
         for one in requests:
-            _print(_items(answers(config, {"verb": "memory-list", **one})))
+            _print(items_of(asked(ctx, {"verb": "memory-list", **one})))
         click.echo("Nothing was forgotten.")
         return
     also = {"all": True} if everything else {}
     counts = [
-        list(answers(config, {"verb": "memory-forget", **one, **also}))[-1]["done"]["domains"]
+        list(asked(ctx, {"verb": "memory-forget", **one, **also}))[-1]["done"]["domains"]
         for one in requests
     ]
     click.echo(f"forgotten: {sum(counts)} domain{'' if sum(counts) == 1 else 's'}")
@@ -108,10 +97,6 @@ def _request(domain: str | None, host: str | None, level: str | None, alarm: boo
     """A request for the control socket, with the given options only."""
     said = {"domain": domain, "host": host, "level": level, "alarm": alarm or None}
     return {key: value for key, value in said.items() if value is not None}
-
-
-def _items(lines: Iterable[JsonDocument]) -> Iterator[JsonDocument]:
-    return (item for line in lines for item in line.get("items", ()))
 
 
 def _print(found: Iterable[JsonDocument]) -> None:

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import click
 
-from relay.cli.common import (
-    age_text,
-    answers,
-    config_file,
-    config_option,
-    domain_name,
-    fail,
-    load_config,
-)
+from relay.cli.common import age_text, asked, config_option, domain_name, fail, items_of
 from relay.mail.jsontext import JsonDocument
 from relay.mail.printable import printable
 
@@ -40,8 +31,7 @@ def mta_sts() -> None:
 @click.pass_context
 def list_(ctx: click.Context, /, as_json: bool) -> None:
     """List the policies that are kept, by domain."""
-    lines = answers(load_config(config_file(ctx), only_to_ask=True), {"verb": "mta-sts-list"})
-    policies = [item for line in lines for item in line.get("items", ())]
+    policies = list(items_of(asked(ctx, {"verb": "mta-sts-list"})))
     if as_json:
         click.echo(json.dumps(policies, indent=2))
         return
@@ -104,26 +94,17 @@ def forget(ctx: click.Context, /, domain: str, dry_run: bool) -> None:
         _show(ctx, domain, as_json=False)
         click.echo("Nothing was forgotten.")
         return
-    lines = answers(
-        load_config(config_file(ctx), only_to_ask=True),
-        {"verb": "mta-sts-forget", "domain": domain},
-    )
-    if _done(lines)["unknown"]:
+    *_, last = asked(ctx, {"verb": "mta-sts-forget", "domain": domain})
+    if last["done"]["unknown"]:
         fail(f"{domain}: no policy is kept")
     click.echo(f"forgotten: the policy of {domain}")
 
 
 def _asked(ctx: click.Context, verb: str, domain: str) -> tuple[JsonDocument | None, str]:
     """The policy in an answer, and the reason why it is not a new one."""
-    config = load_config(config_file(ctx), only_to_ask=True)
-    lines = list(answers(config, {"verb": verb, "domain": domain}, patient=True))
+    lines = list(asked(ctx, {"verb": verb, "domain": domain}, patient=True))
     policy = next((line["item"] for line in lines if "item" in line), None)
     return policy, lines[-1]["done"]["reason"]
-
-
-def _done(lines: Iterator[JsonDocument]) -> JsonDocument:
-    done: JsonDocument = list(lines)[-1]["done"]
-    return done
 
 
 def _print(policy: JsonDocument, *, as_json: bool) -> None:

@@ -15,11 +15,10 @@ from relay.cli.common import (
     age,
     age_text,
     answer_text,
-    answers,
-    config_file,
+    asked,
     config_option,
     fail,
-    load_config,
+    items_of,
     not_empty,
     size_text,
 )
@@ -112,8 +111,7 @@ def queue() -> None:
 @click.pass_context
 def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
     """List messages, oldest first, each with its recipients and the result of the last attempt."""
-    config = load_config(config_file(ctx), only_to_ask=True)
-    found = pages(answers(config, _request("list", (), **filters)))
+    found = pages(asked(ctx, _request("list", (), **filters)))
     if as_json:
         _print_array(found)
     else:
@@ -126,9 +124,8 @@ def list_(ctx: click.Context, /, as_json: bool, **filters: Any) -> None:
 @click.pass_context
 def nodes(ctx: click.Context, as_json: bool) -> None:
     """List the nodes that share the queue (queue.url), alive or not."""
-    config = load_config(config_file(ctx), only_to_ask=True)
-    lines = list(answers(config, {"verb": "nodes"}))
-    found = [item for line in lines for item in line.get("items", ())]
+    lines = list(asked(ctx, {"verb": "nodes"}))
+    found = list(items_of(lines))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif not found:
@@ -151,8 +148,7 @@ def nodes(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def show(ctx: click.Context, queue_id: str, as_json: bool) -> None:
     """Show one message: envelope, settings and where each came from, attempts, header section."""
-    config = load_config(config_file(ctx), only_to_ask=True)
-    page = next(pages(answers(config, {"verb": "show", "id": queue_id})), None)
+    page = next(pages(asked(ctx, {"verb": "show", "id": queue_id})), None)
     if page is None:
         fail(f"{queue_id}: no such message in the queue")
     [found] = page
@@ -186,14 +182,13 @@ def _verb(name: str, help_text: str) -> None:
             raise click.UsageError("name queue ids or a filter, or else say --all")
         if everything:
             request["all"] = True
-        config = load_config(config_file(ctx), only_to_ask=True)
         if dry_run:
-            print_list(pages(answers(config, {**request, "verb": "list"})))
+            print_list(pages(asked(ctx, {**request, "verb": "list"})))
             click.echo("Nothing was changed.")
             return
         if everything and name == "remove" and not yes:
             _ask_before_removing_all()
-        done = _watched(name, answers(config, request))
+        done = _watched(name, asked(ctx, request))
         count = done["changed"]
         click.echo(f"{name}: {count} recipient{'' if count == 1 else 's'}")
         if done["unknown"]:

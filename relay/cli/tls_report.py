@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 
 import click
 
-from relay.cli.common import answers, config_file, config_option, domain_name, fail, load_config
+from relay.cli.common import asked, config_option, domain_name, fail, items_of
 from relay.mail.jsontext import JsonDocument
 from relay.mail.printable import printable
 
@@ -47,8 +47,7 @@ def list_(ctx: click.Context, /, as_json: bool) -> None:
     so-far: the day is not over. due: it is not sent yet. sent: it is with the domain, or queued.
     given-up: it could not be sent within 24 hours. not-wanted: the domain asks for no reports.
     """
-    lines = answers(load_config(config_file(ctx), only_to_ask=True), {"verb": "tls-report-list"})
-    items = [item for line in lines for item in line.get("items", ())]
+    items = list(items_of(asked(ctx, {"verb": "tls-report-list"})))
     if as_json:
         click.echo(json.dumps(items, indent=2))
         return
@@ -131,8 +130,7 @@ def _due(ctx: click.Context, domain: str | None, day: date | None) -> list[JsonD
     named = normalise_domain(domain) if domain is not None else None
     return [
         item
-        for line in _ask(ctx, "tls-report-list", None, None)
-        for item in line.get("items", ())
+        for item in items_of(_ask(ctx, "tls-report-list", None, None))
         if item["state"] == "due"
         and named in (None, item["domain"])
         and (day is None or item["day"] == day.isoformat())
@@ -145,8 +143,7 @@ def _ask(ctx: click.Context, verb: str, domain: str | None, day: date | None) ->
         request["domain"] = domain
     if day is not None:
         request["day"] = day.isoformat()
-    config = load_config(config_file(ctx), only_to_ask=True)
-    return list(answers(config, request, patient=True))
+    return list(asked(ctx, request, patient=True))
 
 
 def _at(text: str) -> str:

@@ -637,7 +637,7 @@ def test_a_command_that_did_nothing_or_succeeded_says_so(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str, lines: list[dict[str, Any]], said: str
 ) -> None:
     group, *words = command.split()
-    monkeypatch.setattr(f"relay.cli.{group}.answers", lambda *_, **__: iter(lines))
+    monkeypatch.setattr("relay.cli.common.answers", lambda *_, **__: iter(lines))
     result = run(group.replace("_", "-"), *words)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith(said)
@@ -706,7 +706,7 @@ def test_dry_run_shows_what_is_meant_and_asks_for_no_change(
         return iter([item, {"done": {"unknown": [], "reason": ""}}])
 
     group, *words = command.split()
-    monkeypatch.setattr(f"relay.cli.{group}.answers", answers)
+    monkeypatch.setattr("relay.cli.common.answers", answers)
     result = run(group.replace("_", "-"), *words, "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert verbs == [asked]
@@ -721,7 +721,7 @@ def test_a_policy_that_is_announced_and_not_fetched_is_told_from_none(
 ) -> None:
     for reason, said in (("", ""), ("why", "; the domain announces one, and the last fetch fai")):
         done = {"done": {"unknown": ["a.example"], "reason": reason}}
-        monkeypatch.setattr("relay.cli.mta_sts.answers", lambda *_, done=done, **__: iter([done]))
+        monkeypatch.setattr("relay.cli.common.answers", lambda *_, done=done, **__: iter([done]))
         result = run("mta-sts", "show", "a.example")
         assert result.exit_code == 1
         assert f"a.example: no policy is kept{said}" in result.stderr
