@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from relay.daemon.files import raise_limit
+from tests.fakes.waiting import patient
 from tests.rigs import postgres
 
 # An example takes as long as the machine is busy: what a test states has no seconds in it.
@@ -49,6 +51,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """tests/system comes first: its files take minutes, and one of them alone at the end, too."""
     items.sort(key=lambda item: "system" not in item.path.parts)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-timeout reads it
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """The limit for a whole test is one of a machine that does nothing else, too."""
+    if item.config.getoption("timeout") is None:
+        mark = item.get_closest_marker("timeout")
+        seconds = mark.args[0] if mark else float(item.config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(patient(seconds)), append=False)
+    return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

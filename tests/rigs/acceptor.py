@@ -29,6 +29,7 @@ from relay.queue.store import (
     SpoolError,
 )
 from tests.fakes.queued import DELIVERED, content_of, event, new_message, settled
+from tests.fakes.waiting import patient
 
 
 def command(spool: Path, *options: str) -> list[str]:
@@ -173,7 +174,7 @@ async def run(wanted: argparse.Namespace) -> None:
 
     await asyncio.gather(*(lane(which) for which in range(wanted.lanes)))
     if delivering is not None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             while sum((await store.counts()).values()):
                 await asyncio.sleep(0.02)
         delivering.cancel()

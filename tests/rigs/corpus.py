@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.waiting import patient
+
 _SOURCES = {
     "dkimpy==1.1.8": "*/dkim/tests/data/*.m*",
     "django-mailbox==4.10.1": "*/django_mailbox/tests/messages/*.eml",
@@ -96,7 +98,7 @@ def _pip(source: str, *arguments: str) -> None:
         "1",
     ]
     done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=300, check=False
+        [*command, *arguments], capture_output=True, text=True, timeout=patient(300), check=False
     )
     if done.returncode and os.environ.get("RELAY_REQUIRE_TOOLS") != "1":
         pytest.skip(f"{source} could not be fetched: {done.stderr[-200:]}")

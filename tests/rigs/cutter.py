@@ -8,6 +8,8 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from enum import Enum, auto
 
+from tests.fakes.waiting import patient
+
 
 class Cut(Enum):
     """What becomes of the octets that are waited for."""
@@ -130,9 +132,9 @@ def cutter_beside(port: int) -> Iterator[Cutter]:
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
-    assert ready.wait(30), "the proxy did not start"
+    assert ready.wait(patient(30)), "the proxy did not start"
     try:
         yield made[0]
     finally:
         over.set()
-        thread.join(timeout=30)
+        thread.join(timeout=patient(30))

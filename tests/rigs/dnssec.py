@@ -26,6 +26,7 @@ import dns.flags
 import dns.message
 import dns.query
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port, open_directory, wait_until
 
 _KNOT = "127.0.0.1"
@@ -152,7 +153,7 @@ class ValidatingDns:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=patient(30))
             self.process = None
 
     def _answers(self, *, authentic: bool) -> bool:
@@ -186,7 +187,7 @@ def validating_dns(*zones: Zone) -> Iterator[ValidatingDns]:
         finally:
             resolver.stop()
             server.terminate()
-            server.wait(timeout=30)
+            server.wait(timeout=patient(30))
 
 
 def _write_zones(directory: Path, port: int, zones: Sequence[Zone]) -> None:
@@ -223,7 +224,7 @@ def _make_keys(directory: Path, zone: Zone) -> str:
             [*keymgr, "generate", "algorithm=ecdsap256sha256", *use],
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=patient(60),
         )
     done = subprocess.run([*keymgr, "ds"], check=True, capture_output=True, text=True, timeout=60)
     (record,) = re.findall(r"^.* DS \d+ 13 2 [0-9a-fA-F]{64}$", done.stdout, re.MULTILINE)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.sandbox.certificates import Certificate
+from tests.fakes.waiting import patient
 from tests.rigs.ports import accepts_connections, open_directory, wait_until
 
 _CONFIG = """\
@@ -129,4 +130,4 @@ def submission(
             yield Dovecot(directory)
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=patient(30))

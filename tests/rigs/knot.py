@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 from collections.abc import Iterator, Mapping
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import accepts_connections, free_port, open_directory, wait_until
 
 _CONFIG = """\
@@ -54,4 +55,4 @@ def knot(zones: Mapping[str, str], *, address: str = "127.0.0.1") -> Iterator[st
             yield f"{address}:{port}"
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            server.wait(timeout=patient(30))

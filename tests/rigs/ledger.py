@@ -125,7 +125,7 @@ class Ledger:
             "Authorization": "Basic " + base64.b64encode(f"api:{key}".encode()).decode(),
             "Content-Type": "application/x-www-form-urlencoded",
         }
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(30))
         with contextlib.suppress(OSError, http.client.HTTPException):
             for number, token in enumerate(left):
                 text = "x" * (400_000 if number % 10 == 9 else 3000)
@@ -152,7 +152,7 @@ class Ledger:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=120)
+            thread.join(timeout=patient(120))
             assert not thread.is_alive(), "a client hangs"
 
     @contextlib.contextmanager
@@ -172,7 +172,7 @@ class Ledger:
         finally:
             over.set()
             for thread in threads:
-                thread.join(timeout=60)
+                thread.join(timeout=patient(60))
                 assert not thread.is_alive(), "a client hangs"
 
     # --- afterwards -------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def cut_short(
     wait_until(lambda: len(ledger.accepted) >= die_after, what="the stream")
     relay.kill()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=patient(60))
     assert len(ledger.accepted) < len(words), "the kill came too late to mean anything"
 
 

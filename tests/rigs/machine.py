@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pyseccomp
 
+from tests.fakes.waiting import patient
 from tests.rigs import service
 from tests.rigs.ports import wait_until
 
@@ -161,7 +162,7 @@ class Service:
         assert self._process is not None
         for pid in _below(self._process.pid):
             os.kill(pid, signal.SIGTERM)
-        assert self._process.wait(timeout=90) == 0, self.stderr.read_text()
+        assert self._process.wait(timeout=patient(90)) == 0, self.stderr.read_text()
 
     def reload(self) -> None:
         """The unit's ExecReload=, line after line; all of them have to end well."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, tokens
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.postgres import Postgres
@@ -87,7 +88,7 @@ def handing_in(relay: Relay, ledger: Ledger, words: Sequence[str], **more: Any) 
     try:
         yield
     finally:
-        client.join(timeout=60)
+        client.join(timeout=patient(60))
         assert not client.is_alive(), "a client hangs"
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 from tests.rigs.small_disk import small_disk
 
@@ -116,7 +117,7 @@ class Postgres:
         """SIGINT: in order; SIGQUIT: at once, as a crash."""
         if self.process is not None:
             os.kill(self._postmaster(), how)
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=patient(30))
             self.process = None
 
     def _postmaster(self) -> int:
@@ -296,4 +297,4 @@ def pooler(server: Postgres) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=patient(30))

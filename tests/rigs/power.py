@@ -36,6 +36,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from tests.fakes.waiting import patient
+
 SECTOR = 512
 PAGE = 4096
 
@@ -499,7 +501,7 @@ class History:
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                timeout=300,
+                timeout=patient(300),
                 text=True,
             )
             there = _read(self.base)

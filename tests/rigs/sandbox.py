@@ -93,7 +93,7 @@ class Sandbox:
         """A client of the relay's, connected."""
         assert self.relay is not None
         client = aiosmtplib.SMTP(
-            hostname="127.0.0.1", port=self.relay.port, start_tls=False, timeout=30
+            hostname="127.0.0.1", port=self.relay.port, start_tls=False, timeout=patient(30)
         )
         async with client:
             yield client

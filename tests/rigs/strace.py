@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import wait_until
 
 
@@ -46,7 +47,7 @@ def strace(
         finally:
             if tracer.poll() is None:
                 tracer.terminate()
-            tracer.wait(timeout=30)
+            tracer.wait(timeout=patient(30))
 
 
 _LINE = re.compile(r"^(\d+) +(.*)$")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.waiting import patient
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,7 +22,7 @@ def test_a_few_messages_go_through_both_sides_and_are_reported() -> None:
         env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=patient(110),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,7 +40,7 @@ def test_a_few_messages_go_through_nodes_and_are_reported() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=patient(300),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -55,7 +57,7 @@ def test_a_small_queue_in_place_of_a_million_is_filled_looked_at_and_reported() 
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=patient(300),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,6 +27,7 @@ import pytest
 from relay.mail.section import HeaderSection, Sections, lines_like_fields
 from relay.sandbox.mx import MxServer
 from relay.sign.keys import dns_record, load_key, new_key
+from tests.fakes.waiting import patient
 from tests.rigs.corpus import Letter, corpus
 from tests.rigs.ports import free_port
 from tests.rigs.sandbox import Sandbox
@@ -110,7 +111,7 @@ class Doors:
             for door in doors
         }
         wanted = len(letters) * len(doors) - len(done.heard)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             while len(self.mx.messages) < wanted:
                 await asyncio.sleep(0.1)
         for message in self.mx.messages:
@@ -119,7 +120,7 @@ class Doors:
         return done
 
     def _by_smtp(self, letters: tuple[Letter, ...], door: str, done: Relayed) -> None:
-        with smtplib.SMTP("127.0.0.1", self.smtp, timeout=30) as client:
+        with smtplib.SMTP("127.0.0.1", self.smtp, timeout=patient(30)) as client:
             client.ehlo("client.example")
             for number, letter in enumerate(letters):
                 client.mail(SENDER, ["BODY=8BITMIME"])
@@ -269,7 +270,7 @@ def mailauth() -> Path:
     shutil.copytree(CLIENTS / "mailauth", directory, dirs_exist_ok=True)
     command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
     done = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, timeout=150, check=False
+        command, cwd=directory, capture_output=True, text=True, timeout=patient(150), check=False
     )
     if done.returncode and os.environ.get("RELAY_REQUIRE_TOOLS") != "1":
         pytest.skip(f"mailauth could not be installed: {done.stderr[-200:]}")

@@ -50,7 +50,7 @@ def submit(
     relay: Relay, recipient: str = "b@dest.example", sender: str = "a@client.example"
 ) -> str:
     """Hand in a message; the queue id it was answered with."""
-    with smtplib.SMTP("127.0.0.1", relay.port, timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(20)) as client:
         client.ehlo("client.example")
         client.mail(sender)
         client.rcpt(recipient)
@@ -74,7 +74,7 @@ def test_the_service_manager_hears_of_start_life_reload_and_end(
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(15)
+        manager.settimeout(patient(15))
         relay.environment |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
         relay.start()
         heard = [manager.recv(4096).decode() for _ in range(3)]
@@ -103,7 +103,7 @@ def serve(directory: Path, config: dict[str, object]) -> subprocess.CompletedPro
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=patient(30),
         check=False,
     )
 
@@ -172,7 +172,7 @@ def test_relay_accepts_fewer_connections_where_few_files_may_be_open(relay: Rela
         greetings = []
         for _ in range(200):
             client = clients.enter_context(
-                socket.create_connection(("127.0.0.1", relay.port), timeout=20)
+                socket.create_connection(("127.0.0.1", relay.port), timeout=patient(20))
             )
             greetings.append(client.recv(100)[:3])
         assert set(greetings) == {b"220", b"421"}
@@ -253,12 +253,14 @@ def test_a_new_certificate_is_shown_after_a_reload_and_a_broken_one_is_not(
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with contextlib.ExitStack() as stack:
             if door == "smtp":
-                client = stack.enter_context(smtplib.SMTP("127.0.0.1", relay.port, timeout=20))
+                client = stack.enter_context(
+                    smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(20))
+                )
                 client.starttls(context=context)
                 protected = client.sock
             else:
                 plain = stack.enter_context(
-                    socket.create_connection(("127.0.0.1", http), timeout=20)
+                    socket.create_connection(("127.0.0.1", http), timeout=patient(20))
                 )
                 protected = stack.enter_context(context.wrap_socket(plain))
             assert isinstance(protected, ssl.SSLSocket)
@@ -329,7 +331,7 @@ async def test_a_delivery_under_way_is_finished_before_the_end(sandbox: Sandbox)
     mx = await sandbox.domain("slow.example", slow)
     relay = await sandbox.start()
     await sandbox.submit("a@client.example", "b@slow.example")
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(patient(15)):
         while not mx.connections or "DATA" not in mx.connections[0].verbs:
             await asyncio.sleep(0.02)
     relay.signal(signal.SIGTERM)
@@ -353,7 +355,7 @@ async def test_a_client_in_the_middle_of_a_message_may_finish_it(sandbox: Sandbo
     await asyncio.to_thread(said, relay, "SIGTERM: draining")
     await asyncio.sleep(0.2)
     writer.write(b"the other half\r\n.\r\n")
-    await asyncio.wait_for(reader.readuntil(b"250 2.0.0"), 10)
+    await asyncio.wait_for(reader.readuntil(b"250 2.0.0"), patient(10))
     writer.close()
     assert await asyncio.to_thread(ended, relay) == 0
     assert len(mx.messages) + len(await asyncio.to_thread(listed, relay)) == 1
@@ -364,7 +366,7 @@ async def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(sandbox: Sand
     mx = await sandbox.domain("deaf.example", deaf, Script())
     relay = await sandbox.start()
     await sandbox.submit("a@client.example", "b@deaf.example")
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(patient(15)):
         while not mx.connections:
             await asyncio.sleep(0.02)
     relay.signal(signal.SIGTERM)
@@ -420,12 +422,12 @@ async def test_the_log_is_followed_while_mail_flows(sandbox: Sandbox) -> None:
         await asyncio.sleep(0.5)
         await sandbox.submit("a@client.example", "b@dest.example")
         names = [
-            json.loads(await asyncio.wait_for(following.stdout.readline(), 15))["event"]
+            json.loads(await asyncio.wait_for(following.stdout.readline(), patient(15)))["event"]
             for _ in range(2)
         ]
         assert names == ["accepted", "delivered"]
         following.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(following.wait(), 10) == 0
+        assert await asyncio.wait_for(following.wait(), patient(10)) == 0
     finally:
         if following.returncode is None:
             following.kill()

@@ -23,6 +23,7 @@ import pytest
 
 from relay.sandbox.policy_host import PolicyHost, policy
 from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
+from tests.fakes.waiting import patient
 from tests.rigs.dane import Authorities, DaneHost, Shown
 from tests.rigs.dnssec import Trust, ValidatingDns, Zone, validating_dns
 from tests.rigs.ports import free_port, wait_until
@@ -426,7 +427,7 @@ def _ask_postfix(world: World) -> dict[str, Verdict]:
 
 
 def _hand_in(address: str, port: int, sender: str) -> None:
-    with smtplib.SMTP(address, port, timeout=60) as session:
+    with smtplib.SMTP(address, port, timeout=patient(60)) as session:
         for case in CASES:
             content = (
                 f"From: {sender}\r\nTo: {case.recipient}\r\nSubject: {case.name}\r\n\r\nHi.\r\n"

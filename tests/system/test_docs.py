@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from relay.cli import relay as command
 from relay.sign.keys import new_key
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port, open_directory, wait_until
 from tests.rigs.postfix import postfix
 from tests.rigs.relay import Relay, relay_process
@@ -261,7 +262,7 @@ def relay_with_mail(directory: Path, host: Sink) -> Iterator[Relay]:
     routes = {**host.route, "gone.example": {"host": "[127.0.0.1]", "port": free_port()}}
     with relay_process(directory, routes=routes, resolver={"timeout": "1s"}) as process:
         for recipient in ("b@example.net", "b@gone.example"):
-            with smtplib.SMTP("127.0.0.1", process.port, timeout=20) as client:
+            with smtplib.SMTP("127.0.0.1", process.port, timeout=patient(20)) as client:
                 client.sendmail("a@legal.example", recipient, "Subject: hello\r\n\r\nbody\r\n")
         wait_until(lambda: len(process.events()) >= 4, what="two attempts")
         yield process
@@ -293,7 +294,7 @@ def shell(relay: Relay, script: str) -> None:
         env={**os.environ, **environ, "RELAY_CONFIG": str(relay.config_file)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
@@ -367,7 +368,7 @@ def sent_through(
     """A message through a Postfix with these settings, as the next hop of the relay got it."""
     port = free_port()
     with postfix(settings, port=port, name="docs") as client:
-        with smtplib.SMTP("127.0.0.1", port, timeout=30) as session:
+        with smtplib.SMTP("127.0.0.1", port, timeout=patient(30)) as session:
             text = f"From: {sender}\r\nSubject: {subject}\r\nX-Require-TLS: no\r\n\r\nbody\r\n"
             session.sendmail(sender, "b@example.net", text)
         wait_until(

@@ -17,6 +17,7 @@ import pytest
 from relay.admin.client import ask
 from relay.queue.sqlite.disk import DATABASE
 from relay.sandbox.mx import MxServer
+from tests.fakes.waiting import patient
 from tests.rigs.ports import wait_until
 from tests.rigs.sandbox import Event, Sandbox
 from tests.rigs.stripper import Stripper, stripper
@@ -46,7 +47,7 @@ class World:
         """One message; what its first attempt came to."""
         before = len(self.sandbox.events())
         await self.sandbox.submit("a@sender.example", BOB)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             while True:
                 for event in self.sandbox.events()[before:]:
                     if event["event"] != "accepted":
@@ -167,7 +168,7 @@ async def test_no_octet_of_a_message_under_defer_is_sent_in_clear(world: World) 
 
     world.man.strip(False)
     await world.run("queue", "retry", "--all")
-    await world.mx.wait_for_messages(2, timeout=30)
+    await world.mx.wait_for_messages(2, timeout=patient(30))
     assert all(message.in_tls for message in world.mx.messages)
     assert world.warnings == 1
 
@@ -179,7 +180,7 @@ async def test_mail_goes_with_the_alarm_after_the_time_of_defer(world: World) ->
     assert (await world.send())["event"] == "failed"
     await asyncio.sleep(5)
     await world.run("queue", "retry", "--all")
-    await world.mx.wait_for_messages(2, timeout=30)
+    await world.mx.wait_for_messages(2, timeout=patient(30))
     *_, event = await world.sandbox.attempts(BOB, 3)
     assert (event["event"], event["delivery-status"]["tls"]) == ("delivered", False)
     assert memory_in(event) is not None
@@ -214,7 +215,7 @@ async def test_workers_share_what_was_shown_a_restart_keeps_it_and_forget_lifts_
     assert await world.run("memory", "list") == "Nothing is remembered, or nothing of it matches.\n"
     await asyncio.sleep(6)  # until the other worker knows
     await world.run("queue", "retry", "--all")
-    await world.mx.wait_for_messages(14, timeout=60)
+    await world.mx.wait_for_messages(14, timeout=patient(60))
     assert sum(not message.in_tls for message in world.mx.messages) == 13
 
 

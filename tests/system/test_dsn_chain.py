@@ -82,7 +82,7 @@ class World:
         content: bytes = CONTENT,
     ) -> None:
         assert self.sandbox.relay is not None
-        with smtplib.SMTP("127.0.0.1", self.sandbox.relay.port, timeout=20) as client:
+        with smtplib.SMTP("127.0.0.1", self.sandbox.relay.port, timeout=patient(20)) as client:
             client.ehlo("client.example")
             assert client.mail(sender, list(mail))[0] == 250
             for recipient in recipients:

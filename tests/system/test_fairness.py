@@ -35,6 +35,7 @@ import aiosmtplib
 import pytest
 
 from relay.sandbox.dns import DnsServer, Fault
+from tests.fakes.waiting import patient
 from tests.rigs.limited_host import LimitedHost
 from tests.rigs.ports import free_port
 from tests.rigs.relay import Relay, relay_process
@@ -110,7 +111,7 @@ class World:
             hostname="127.0.0.1",
             port=self.relay.port,
             start_tls=False,
-            timeout=60,
+            timeout=patient(60),
             source_address=("127.0.0.9", 0),
         )
         async with client:
@@ -125,7 +126,7 @@ class World:
         for part in range(5):
             names = (f"a@d{part}x{n}.dead.example" for n in range(1000))
             await self.send("a@bulk.example", *names)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             while self.tarpit.open < 5 or self.dns.queries.total() < 50 or self.calls < 1:
                 await asyncio.sleep(0.05)
 
@@ -136,7 +137,7 @@ class World:
             urllib.parse.urlencode(form).encode(),
             {"Authorization": "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()},
         )
-        with urllib.request.urlopen(request, timeout=20):
+        with urllib.request.urlopen(request, timeout=patient(20)):
             pass
 
     async def called(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -262,7 +263,7 @@ async def test_mail_to_a_host_that_is_well_does_not_wait_for_domains_that_fall_s
         await world.trips(1)
         for recipients in mail:
             await world.send("a@bulk.example", *recipients)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             while sum(len(host.taken_at) for host in hosts) < 240:
                 await asyncio.sleep(0.05)
         for host in hosts:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import relay_process
 from tests.rigs.sink import sink
@@ -40,7 +41,7 @@ def test_the_readme_s_first_line_leaves_a_delivery_status_in_the_log(
         else:
             typed = [part.replace("127.0.0.1:2525", f"127.0.0.1:{relay.port}") for part in typed]
         done = subprocess.run(
-            typed, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            typed, cwd=ROOT, capture_output=True, text=True, timeout=patient(60), check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "250 2.0.0 Ok: queued as" in done.stdout

@@ -21,6 +21,7 @@ from relay.sandbox.dns import Fault
 from relay.sandbox.mx import MxServer
 from relay.sandbox.policy_host import WebAnswer, policy
 from relay.sandbox.script import Script, StartTls
+from tests.fakes.waiting import patient
 from tests.rigs.policies import World, open_world
 from tests.rigs.sandbox import Event
 
@@ -241,7 +242,7 @@ async def test_floor_unmet_until_the_end_of_the_lifetime_bounces_with_the_reason
     )
     for domain in ("a.test", "b.test"):
         await world.sandbox.submit("a@from.test", f"bob@{domain}")
-    reports = await home.wait_for_messages(2, timeout=60)
+    reports = await home.wait_for_messages(2, timeout=patient(60))
     said = {
         match[0]: dsn.content
         for dsn in reports
@@ -342,8 +343,8 @@ async def test_mail_that_waits_for_a_floor_is_set_free_by_name_and_by_nothing_el
     assert verdict(event) == ("failed", "temporary", "4.7.5")
     assert mx.messages == []
     reload(world, {"mta_sts": "ignore"})
-    await mx.wait_for_messages(timeout=60)
-    async with asyncio.timeout(20):
+    await mx.wait_for_messages(timeout=patient(60))
+    async with asyncio.timeout(patient(20)):
         while not (delivered := world.sandbox.events(event="delivered")):
             await asyncio.sleep(0.05)
     assert status_of(delivered[0])["waived"] == "destination"

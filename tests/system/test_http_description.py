@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port
 from tests.rigs.relay import relay_process
 from tests.rigs.sink import sink
@@ -47,7 +48,7 @@ def test_no_request_is_answered_in_a_way_that_is_not_described(tmp_path: Path) -
         run += ["--phases", "examples,coverage,fuzzing", "--request-timeout", "30", "--seed", "1"]
         run += ["--exclude-path", "/relay/v1/probe/{domain}", "--generation-database", "none"]
         done = subprocess.run(
-            run, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+            run, cwd=tmp_path, capture_output=True, text=True, timeout=patient(280), check=False
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert relay.process is not None

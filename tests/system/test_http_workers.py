@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, tokens
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
@@ -57,7 +58,7 @@ class Api:
             data, fields["Content-Type"] = json.dumps(body).encode(), "application/json"
         url = path if "://" in path else self.url + path
         request = urllib.request.Request(url, data, fields, method=method)
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=patient(20)) as response:
             return json.loads(response.read())
 
     def pages(self, path: str) -> list[dict[str, Any]]:

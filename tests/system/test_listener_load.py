@@ -79,7 +79,10 @@ class Watch:
             began = time.monotonic()
             try:
                 with smtplib.SMTP(
-                    "127.0.0.1", self.relay.port, timeout=30, source_address=("127.0.0.9", 0)
+                    "127.0.0.1",
+                    self.relay.port,
+                    timeout=patient(30),
+                    source_address=("127.0.0.9", 0),
                 ) as client:
                     client.sendmail(
                         "probe@client.example", ["b@dest.example"], b"Subject: probe\r\n\r\nx\r\n"

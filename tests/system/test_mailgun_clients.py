@@ -26,6 +26,7 @@ import pytest
 from mailgun.client import Client
 
 from relay.sandbox.mx import MxServer
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port
 from tests.rigs.sandbox import Sandbox
 
@@ -61,7 +62,7 @@ class Served:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
         )
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -107,7 +108,7 @@ def node_modules() -> Path:
     shutil.copy(CLIENTS / "package.json", directory)
     command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
     done = subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, timeout=150, check=False
+        command, cwd=directory, capture_output=True, text=True, timeout=patient(150), check=False
     )
     if done.returncode and os.environ.get("RELAY_REQUIRE_TOOLS") != "1":
         pytest.skip(f"mailgun.js could not be installed: {done.stderr[-200:]}")

@@ -19,6 +19,7 @@ from functools import partial
 import pytest
 
 from relay.queue.postgres.schema import MIGRATIONS
+from tests.fakes.waiting import patient
 from tests.rigs.cutter import Cut, Cutter, cutter_beside
 from tests.rigs.ledger import LINES, Ledger, listed, tokens
 from tests.rigs.nodes import (
@@ -381,7 +382,7 @@ def test_start_that_can_never_succeed_exits_with_1_names_the_key_and_shows_no_pa
             relays[name].launch()
         for name, relay in relays.items():
             assert relay.process is not None
-            assert relay.process.wait(timeout=120) == 1, name
+            assert relay.process.wait(timeout=patient(120)) == 1, name
             assert "queue.url" in relay.stderr, (name, relay.stderr)
             assert cases[name][1] in relay.stderr, (name, relay.stderr)
             assert _SECRET not in relay.stderr
@@ -394,7 +395,7 @@ def test_start_that_can_never_succeed_exits_with_1_names_the_key_and_shows_no_pa
             )
             relay.launch()
             assert relay.process is not None
-            assert relay.process.wait(timeout=60) == 1
+            assert relay.process.wait(timeout=patient(60)) == 1
             assert "queue.url" in relay.stderr
             assert "the server has fsync off" in relay.stderr
         finally:
@@ -420,7 +421,7 @@ def test_node_whose_name_is_taken_while_it_is_stopped_drains_and_exits(
         second.start()  # it waits for the end of the lease
         first.signal(signal.SIGCONT)
         assert first.process is not None
-        assert first.process.wait(timeout=60) == 1
+        assert first.process.wait(timeout=patient(60)) == 1
         assert "another process is node a now" in first.stderr
         assert accepts(second, ledger)
         check_both_ends([first, second], mx, ledger)
@@ -438,7 +439,7 @@ def test_older_node_runs_beside_a_newer_one_until_the_tables_are_not_its_own(
         assert accepts(relay, ledger)
         postgres_server.sql("UPDATE relay.meta SET oldest_compatible = version", name)
         assert relay.process is not None
-        assert relay.process.wait(timeout=60) == 1
+        assert relay.process.wait(timeout=patient(60)) == 1
         known = len(MIGRATIONS)
         says = (
             f"version {known + 1} and need a relay that knows {known + 1}; this one knows {known}"
@@ -446,7 +447,7 @@ def test_older_node_runs_beside_a_newer_one_until_the_tables_are_not_its_own(
         assert relay.stderr.count(says) == 1
         with pytest.raises(AssertionError, match="the relay ended at its start"):
             relay.start()
-        assert relay.process.wait(timeout=60) == 1
+        assert relay.process.wait(timeout=patient(60)) == 1
         assert relay.stderr.count(says) == 2
         check_both_ends([relay], mx, ledger)
 

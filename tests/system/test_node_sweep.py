@@ -18,6 +18,7 @@ from functools import partial
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import LARGE, Ledger, listed, tokens
 from tests.rigs.nodes import LEASE_SECONDS, accepts, check_both_ends, health, node
 from tests.rigs.ports import accepts_connections, wait_until
@@ -105,7 +106,7 @@ def client_of(relay: Relay, ledger: Ledger) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join(timeout=120)
+        thread.join(timeout=patient(120))
         assert not thread.is_alive(), "a client hangs"
 
 

@@ -16,6 +16,7 @@ import pytest
 import relay
 from relay.queue.postgres import NoServer, schema
 from relay.queue.postgres.schema import MIGRATIONS, Migration
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, tokens
 from tests.rigs.nodes import accepts, check_both_ends, node
 from tests.rigs.ports import wait_until
@@ -120,7 +121,7 @@ def test_older_node_drains_and_exits_when_a_newer_version_needs_it_gone(tmp_path
         with ledger.crowd(old, clients=1):
             started(new, newest)
             assert old.process is not None
-            assert old.process.wait(timeout=60) == 1
+            assert old.process.wait(timeout=patient(60)) == 1
         says = f"need a relay that knows {KNOWN + 2}; this one knows {KNOWN}"
         assert says in old.stderr
         ledger.hand_in(new, tokens(5))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, listed, tokens
 from tests.rigs.nodes import arrived, node
 from tests.rigs.ports import free_port, wait_until
@@ -59,7 +60,7 @@ class HeldEar(Ear):
 
         class Handler(self.server.RequestHandlerClass):  # type: ignore[name-defined,misc]
             def do_POST(self) -> None:
-                ear.gate.wait(60)
+                ear.gate.wait(patient(60))
                 self.connection.setblocking(False)
                 with contextlib.suppress(BlockingIOError):
                     if not self.connection.recv(1, socket.MSG_PEEK):

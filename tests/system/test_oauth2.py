@@ -206,7 +206,7 @@ async def test_a_thousand_messages_that_wait_make_one_request(provider: Provider
         for number in range(1000):
             content = b"From: a@test.example\r\nTo: b@dest.example\r\nSubject: x\r\n\r\nx\r\n"
             await client.sendmail("a@test.example", [f"b{number}@d{number % 50}.example"], content)
-    async with asyncio.timeout(150):
+    async with asyncio.timeout(patient(150)):
         while len(provider.taken.messages) < 1000:
             await asyncio.sleep(0.5)
     taken = {message.forward_paths[0] for message in provider.taken.messages}

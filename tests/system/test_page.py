@@ -21,6 +21,7 @@ import pytest
 import trustme
 from argon2 import PasswordHasher
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_of
 from tests.rigs.sink import sink
@@ -49,7 +50,7 @@ class Window:
 
     def open(self, place: str, **form: Any) -> str:
         data = urllib.parse.urlencode(form, doseq=True).encode() if form else None
-        with self._opener.open(self.base + place, data, timeout=30) as answer:
+        with self._opener.open(self.base + place, data, timeout=patient(30)) as answer:
             text: str = answer.read().decode()
         return text
 
@@ -86,7 +87,7 @@ class Site:
 
 def _send(relay: Relay, recipient: str, count: int) -> None:
     for _ in range(count):  # each over a connection of its own: the workers share them
-        with smtplib.SMTP("127.0.0.1", relay.port, timeout=60) as client:
+        with smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(60)) as client:
             client.sendmail("a@legal.example", recipient, b"Subject: figures\r\n\r\nhello\r\n")
 
 

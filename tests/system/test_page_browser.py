@@ -24,6 +24,7 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from relay.queue.entry import State
 from relay.queue.store import QueueFilter
 from tests.fakes.page import LATER, PASSWORD, SENT_IN_CLEAR, PageRig, evil_mail, page_rig
+from tests.fakes.waiting import patient
 
 pytestmark = pytest.mark.needs("chromium")
 
@@ -291,7 +292,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=patient(300),
         check=False,
     )
     if done.returncode:

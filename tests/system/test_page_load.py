@@ -24,6 +24,7 @@ from relay.queue.store import NewMessage
 from relay.report import deliverylog
 from tests.fakes.page import NO_TLS, NOW, SENT, SENT_IN_CLEAR, PageRig, page_rig
 from tests.fakes.queued import new_message, settled
+from tests.fakes.waiting import patient
 
 IS_WHOLE = os.environ.get("RELAY_LONG") == "1"
 EVENTS = 1_000_000 if IS_WHOLE else 100_000
@@ -217,7 +218,7 @@ async def test_two_hundred_pages_that_follow_the_log_all_hear_of_new_mail(
                 if line.startswith(b"data:") and b"live-mail" in line:
                     return
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             await asyncio.gather(*map(hear, streams))
         print(f"{time.perf_counter() - began:.2f} s until all 200 had heard")
         began = time.perf_counter()
@@ -227,7 +228,7 @@ async def test_two_hundred_pages_that_follow_the_log_all_hear_of_new_mail(
     finally:
         for stream in streams:
             stream.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         while rig.site.live.viewers:
             await rig.mail("live-mail@partner.example")
             await asyncio.sleep(0.1)

@@ -24,6 +24,7 @@ from relay.sandbox.dns import Fault
 from relay.sandbox.mx import MxServer
 from relay.sandbox.policy_host import PolicyHost, WebAnswer, policy
 from relay.sandbox.script import Script
+from tests.fakes.waiting import patient
 from tests.rigs.policies import World, open_world
 from tests.rigs.sandbox import Event
 
@@ -191,7 +192,7 @@ async def test_policy_holds_although_its_record_is_gone_and_after_kill_9(tmp_pat
 
 async def _arrival(mx: MxServer) -> float:
     """When the first message was there."""
-    await mx.wait_for_messages(timeout=600)
+    await mx.wait_for_messages(timeout=patient(600))
     return time.monotonic()
 
 
@@ -217,7 +218,7 @@ async def test_mail_that_waits_for_one_policy_waits_for_one_fetch_and_delays_nob
                 if number == 100:
                     handed_in = time.monotonic()
                     await world.sandbox.submit("a@from.test", "bob@other.test", client=client)
-        await mx.wait_for_messages(many, timeout=600)
+        await mx.wait_for_messages(many, timeout=patient(600))
         relay = world.sandbox.relay
         assert relay is not None
         assert await asyncio.to_thread(relay.stop) == 0  # its log is whole
@@ -253,7 +254,7 @@ async def test_dead_policy_hosts_delay_nobody_elses_mail(tmp_path: Path) -> None
             began = time.monotonic()
             for number in range(20):
                 await world.sandbox.submit("a@from.test", f"u{number}@good.test", client=client)
-        await good.wait_for_messages(20, timeout=30)
+        await good.wait_for_messages(20, timeout=patient(30))
         assert time.monotonic() - began < 15
         assert world.sandbox.relay is not None
         assert not [
@@ -278,7 +279,7 @@ async def test_probe_says_that_the_policy_is_slow_to_come_and_waits_no_longer_th
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
         )
         assert done.returncode == 1
         told = "the MTA-STS policy of a.test is being fetched; ask again"

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.fakes.waiting import patient
 from tests.rigs.knot import knot
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.postfix import Postfix, mx_host, smarthost_client
@@ -152,7 +153,7 @@ def _letter(number: int) -> Letter:
 
 
 def _hand_in(client: Postfix, letters: list[Letter]) -> None:
-    with smtplib.SMTP(client.address, client.port, timeout=60) as session:
+    with smtplib.SMTP(client.address, client.port, timeout=patient(60)) as session:
         session.ehlo("application.example")
         for letter in letters:
             code, text = session.mail(letter.sender, ["BODY=8BITMIME"])

@@ -19,6 +19,7 @@ from argon2 import PasswordHasher
 
 from relay.sandbox.script import Script
 from tests.fakes.client import Client
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port
 from tests.rigs.postfix import postfix
 from tests.rigs.sandbox import Sandbox
@@ -444,7 +445,7 @@ async def reply(reader: asyncio.StreamReader) -> str:
     line = b"   -"
     with contextlib.suppress(ConnectionError):
         while line[3:4] == b"-":
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patient(20)):
                 line = await reader.readline()
     return line.decode("ascii", "backslashreplace").rstrip() or "closed"
 

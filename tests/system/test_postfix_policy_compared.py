@@ -36,6 +36,7 @@ from relay.policy.postfix_import import ImportedLine, imported
 from relay.policy.postfix_remarks import Difference, OurTls, PostfixNextHop
 from relay.policy.postfix_table import PostfixLevel, read_table
 from relay.sandbox.certificates import Authority, Kind
+from tests.fakes.waiting import patient
 from tests.rigs.dane import associated
 from tests.rigs.dnssec import ValidatingDns, Zone, validating_dns
 from tests.rigs.ports import free_port, wait_until
@@ -292,7 +293,7 @@ def _with_what_exists(text: str, directory: Path, issuers: Issuers) -> str:
 
 
 def _hand_in(port: int, sender: str, lines: Sequence[ImportedLine]) -> None:
-    with smtplib.SMTP("127.0.0.1", port, timeout=60) as session:
+    with smtplib.SMTP("127.0.0.1", port, timeout=patient(60)) as session:
         for recipient in map(recipient_of, lines):
             content = f"From: {sender}\r\nTo: {recipient}\r\nSubject: x\r\n\r\nHi.\r\n"
             session.sendmail(sender, [recipient], content)

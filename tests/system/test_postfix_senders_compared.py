@@ -9,6 +9,7 @@ import pytest
 from relay.policy.postfix_senders import by_pattern, imported_senders
 from relay.route.choice import Routes, choose
 from relay.route.next_hop import NextHop
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port, open_directory, wait_until
 from tests.rigs.postfix import postfix
 from tests.rigs.sink import Sink, sink
@@ -61,7 +62,7 @@ def test_mail_of_each_sender_goes_where_postfix_sent_it() -> None:
         port = free_port()
         with postfix(settings, port=port, name="senders"):
             for sender in SENDERS:
-                with smtplib.SMTP("127.0.0.1", port, timeout=30) as client:
+                with smtplib.SMTP("127.0.0.1", port, timeout=patient(30)) as client:
                     client.sendmail(sender, "r@dest.example", f"Subject: {sender}\r\n\r\nx\r\n")
             wait_until(lambda: len(_came_out(hosts)) == len(SENDERS), what="all mail")
         assert _came_out(hosts) == _chosen(tables, hosts)

@@ -14,6 +14,7 @@ from relay.queue.postgres import NodeOptions, PostgresStore, Server
 from relay.queue.server_address import parse_url
 from relay.queue.store import EventFilter
 from tests.fakes.queued import event, new_message
+from tests.fakes.waiting import patient
 
 pytestmark = pytest.mark.needs("postgresql")
 
@@ -82,7 +83,7 @@ async def test_day_that_somebody_reads_is_dropped_later_and_stops_no_mail(server
             await transaction.start()
             assert await reader.fetchval("SELECT count(*) FROM relay.event") == 1
             dropping = asyncio.create_task(store.purge_events(before=LONG_AFTER))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(patient(30)):
                 while not dropping.done():
                     now = datetime.now(UTC)
                     await store.accept(new_message(events=(event("accepted", "now", at=now),)))

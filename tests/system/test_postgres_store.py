@@ -312,7 +312,7 @@ async def test_node_restarted_after_a_crash_goes_on_at_once(server):
     await first.accept(new_message(events=(event("accepted", "q"),)))
     await crash(first)
     lease._HELD_HERE.discard(first.lease.id)
-    async with asyncio.timeout(5), node(server.url(), "a") as again:
+    async with asyncio.timeout(patient(5)), node(server.url(), "a") as again:
         assert len(await claim_all(again)) == 1
         assert again._numbers.last == 1
 
@@ -344,7 +344,7 @@ async def test_mail_deferred_by_one_node_is_tried_by_another_when_it_is_due(serv
         [entry] = await claim_all(one)
         work = asyncio.create_task(two.wait_for_work())
         await one.record(settled(entry, DEFERRED, wait=timedelta(minutes=1)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             await work
         [again] = await claim_all(two, now=NOW + timedelta(minutes=1))
         assert again.recipients[0].attempts == 1
@@ -395,7 +395,7 @@ async def test_setting_made_at_one_node_is_told_to_the_others(server):
 
         two.api_state.when_changed_elsewhere(changed)
         await one.api_state.set_domain_settings("a.example", DomainSettings(require_tls=True))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(patient(3)):
             await told.wait()
         assert (await two.api_state.domain_settings())["a.example"].require_tls
 
@@ -443,7 +443,7 @@ async def test_client_waits_no_longer_because_several_hosts_hang(server, monkeyp
             between.is_open = False
             store.writer._transactions.drop()
             with pytest.raises(SpoolError):
-                async with asyncio.timeout(6):
+                async with asyncio.timeout(patient(6)):
                     await store.accept(new_message())
             assert store.not_ready()
             between.is_open = True
@@ -466,7 +466,7 @@ async def test_question_in_a_transaction_ends_in_time_though_the_server_is_silen
                 await db.execute("SELECT 2")
 
         with pytest.raises(SpoolError, match="no answer in time"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patient(10)):
                 await link.ask(question)
         between.line.set()
 

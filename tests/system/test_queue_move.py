@@ -22,6 +22,7 @@ from relay.queue.sqlite.move import SqliteMove
 from relay.queue.store import Store
 from tests.fakes.moved import EVERY_KIND, fill, seen
 from tests.fakes.queued import NOW, claim_all, new_message, opened, queue_ids
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import LARGE, Ledger, tokens
 from tests.rigs.nodes import arrived, node
 from tests.rigs.ports import wait_until
@@ -195,7 +196,7 @@ def killed_at(relay: Relay, verb: str, files: Path, call: str, nth: int) -> int:
         cwd=relay.directory,
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=patient(120),
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     return done.returncode

@@ -19,6 +19,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from relay.sandbox.mx import MxServer
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port
 from tests.rigs.sandbox import Sandbox
 
@@ -63,7 +64,7 @@ class Bench:
             stderr=subprocess.STDOUT,
             cwd=cwd or self.directory,
         )
-        told, _ = await asyncio.wait_for(process.communicate(stdin), 60)
+        told, _ = await asyncio.wait_for(process.communicate(stdin), patient(60))
         assert process.returncode == 0, f"{command}:\n{told.decode(errors='replace')}"
 
     async def assert_all_have_the_letter(self, *names: str) -> None:
@@ -222,15 +223,17 @@ async def test_smtplib_sends_mail_through_the_relay(bench: Bench) -> None:
             session.sendmail(SENDER, [_to(name)], LETTER, ["BODY=8BITMIME"])
 
     def send_all() -> None:
-        send("smtplib", smtplib.SMTP("localhost", bench.plain, timeout=20))
-        send("smtplib-tls", smtplib.SMTP("localhost", bench.starttls, timeout=20), tls=True)
+        send("smtplib", smtplib.SMTP("localhost", bench.plain, timeout=patient(20)))
+        send(
+            "smtplib-tls", smtplib.SMTP("localhost", bench.starttls, timeout=patient(20)), tls=True
+        )
         send(
             "smtplib-auth",
-            smtplib.SMTP("localhost", bench.starttls, timeout=20),
+            smtplib.SMTP("localhost", bench.starttls, timeout=patient(20)),
             tls=True,
             auth=True,
         )
-        implicit = smtplib.SMTP_SSL("localhost", bench.implicit, timeout=20, context=trust)
+        implicit = smtplib.SMTP_SSL("localhost", bench.implicit, timeout=patient(20), context=trust)
         send("smtplib-auth-implicit", implicit, auth=True)
 
     await asyncio.to_thread(send_all)
@@ -268,7 +271,7 @@ async def test_nodemailer_sends_mail_through_the_relay(bench: Bench, tmp_path: P
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=patient(90),
         check=False,
     )
     if done.returncode:

@@ -11,6 +11,7 @@ import pytest
 
 from relay.sandbox.mx import MxServer
 from relay.sandbox.script import Script
+from tests.fakes.waiting import patient
 from tests.rigs.sandbox import Sandbox
 
 PASSES_ON = Script(
@@ -36,7 +37,7 @@ async def submit(sandbox: Sandbox, *options: str, content: bytes = CONTENT) -> s
     trusted = ssl.create_default_context(cafile=str(sandbox.directory / "ca.pem"))
     trusted.check_hostname = False
     client = aiosmtplib.SMTP(
-        hostname="127.0.0.1", port=sandbox.relay.port, start_tls=False, timeout=30
+        hostname="127.0.0.1", port=sandbox.relay.port, start_tls=False, timeout=patient(30)
     )
     async with client:
         await client.ehlo()
@@ -86,7 +87,7 @@ async def test_bounce_for_lack_of_requiretls_returns_headers_only(
     assert (event["event"], event["severity"]) == ("failed", "permanent")
     assert event["delivery-status"]["enhanced-code"] == "5.7.30"
     assert refuses.messages == []
-    await sender.wait_for_messages(1, timeout=20)
+    await sender.wait_for_messages(1, timeout=patient(20))
     (report,) = sender.messages
     assert report.mail.startswith("FROM:<>")
     assert report.mail.endswith("REQUIRETLS")
@@ -106,7 +107,7 @@ async def test_requiretls_of_a_message_survives_a_crash(sandbox: Sandbox, tmp_pa
     mx = await sandbox.domain("dest.example", PASSES_ON)
     await asyncio.to_thread(sandbox.relay.start)
     await asyncio.to_thread(sandbox.relay.run, "queue", "retry", "--all")
-    await mx.wait_for_messages(1, timeout=30)
+    await mx.wait_for_messages(1, timeout=patient(30))
     assert mx.messages[0].mail.endswith("REQUIRETLS")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from relay.sandbox.script import Script
+from tests.fakes.waiting import patient
 from tests.rigs.dane import Authorities, DaneHost, Shown
 from tests.rigs.dnssec import ValidatingDns, Zone, validating_dns
 from tests.rigs.ports import free_port, wait_until
@@ -50,7 +51,7 @@ class World:
         return await asyncio.to_thread(self._event, recipient)
 
     def _hand_in(self, recipient: str) -> None:
-        with smtplib.SMTP("127.0.0.1", self.relay.port, timeout=30) as session:
+        with smtplib.SMTP("127.0.0.1", self.relay.port, timeout=patient(30)) as session:
             session.sendmail("a@from.test", [recipient], "Subject: x\r\n\r\nx\r\n")
 
     def _event(self, recipient: str) -> Event:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from argon2 import PasswordHasher
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sink import Sink, sink
@@ -37,7 +38,7 @@ class Routed:
         """Send a message; where it came out, and the `route` of its line in the log."""
         self._count += 1
         subject = f"message-{self._count}"
-        with smtplib.SMTP("127.0.0.1", port or self.relay.port, timeout=20) as client:
+        with smtplib.SMTP("127.0.0.1", port or self.relay.port, timeout=patient(20)) as client:
             if user:
                 client.login(user, PASSWORD)
             client.sendmail(sender, recipient, f"Subject: {subject}\r\n\r\nbody\r\n")
@@ -127,7 +128,7 @@ def test_mail_with_the_null_reverse_path_goes_by_no_client_and_no_sender(routed:
 
 
 def test_report_on_mail_of_a_sender_goes_by_the_route_of_all(routed: Routed) -> None:
-    with smtplib.SMTP("127.0.0.1", routed.relay.port, timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", routed.relay.port, timeout=patient(20)) as client:
         client.sendmail("bot@example.com", REFUSED, "Subject: token-refused\r\n\r\nbody\r\n")
     [failed] = wait_for(
         lambda: routed.relay.events(event="failed", recipient=REFUSED), what="refusal"
@@ -156,7 +157,7 @@ def test_mail_whose_next_hop_a_reload_removed_waits_and_goes_when_it_is_back(
             "routes": {"*": "all"},
         }
         relay.start()
-        with smtplib.SMTP("127.0.0.1", relay.port, timeout=20) as client:
+        with smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(20)) as client:
             client.sendmail("a@x.example", "b@example.net", "Subject: token\r\n\r\nbody\r\n")
 
         def attempts() -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ import yaml
 
 from relay.cli.manual import man_page
 from relay.config import MACHINE_FILE, load
+from tests.fakes.waiting import patient
 from tests.rigs import service
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_config, relay_process
@@ -203,14 +204,14 @@ def test_ports_that_systemd_holds_outlive_the_relay(tmp_path: Path) -> None:
         wait_until(lambda: " ready: " in relay.stderr, what="the relay's start")
         assert greeting(relay.port) == b"220"
         assert relay.stop() == 0
-        with socket.create_connection(("127.0.0.1", relay.port), timeout=30) as waiting:
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=patient(30)) as waiting:
             relay.process = start()  # who came between the two is served by the second
             assert waiting.recv(3) == b"220"
         assert relay.stop() == 0
 
 
 def greeting(port: int) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=patient(10)) as client:
         return client.recv(3)
 
 
@@ -226,7 +227,7 @@ def test_relay_does_not_start_with_a_systemd_port_that_no_listener_names(tmp_pat
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=patient(30),
             check=False,
         )
         assert done.returncode == 1
@@ -309,7 +310,7 @@ def test_logrotate_moves_the_delivery_log_and_no_line_is_lost(tmp_path: Path) ->
 def submit(relay: Relay) -> str:
     import smtplib
 
-    with smtplib.SMTP("127.0.0.1", relay.port, timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(20)) as client:
         client.ehlo("client.example")
         client.mail("a@client.example")
         client.rcpt("b@dest.example")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 from tests.rigs.sandbox import Sandbox
 
@@ -91,7 +92,7 @@ def smtp_sink(mood: Mood) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=patient(10))
 
 
 async def test_each_behaviour_of_smtp_sink_has_the_expected_outcome(sandbox: Sandbox) -> None:

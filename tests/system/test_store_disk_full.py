@@ -16,6 +16,7 @@ import pytest
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import EventFilter, EventPage, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DELIVERED, content_of, event, new_message, settled
+from tests.fakes.waiting import patient
 from tests.rigs.small_disk import fill, small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ async def ids(store: SqliteStore) -> set[str]:
 
 
 async def takes_mail_again(store: SqliteStore) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while True:
             with contextlib.suppress(QueueFull):
                 await store.accept(new_message(content=b"x" * 20_000, arrived=datetime.now(UTC)))
@@ -178,7 +179,7 @@ def test_relay_at_a_limit_on_file_sizes_refuses_mail_and_keeps_running(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=patient(100),
         env=os.environ | {"PYTHONWARNINGS": "error"},
     )
     lines = done.stdout.splitlines()
@@ -187,7 +188,7 @@ def test_relay_at_a_limit_on_file_sizes_refuses_mail_and_keeps_running(
     assert any(line.startswith("ok ") for line in lines) or options
     assert any(line.startswith("no ") for line in lines)
     again = subprocess.run(
-        [*command, "--deliver"], cwd=ROOT, capture_output=True, text=True, timeout=100
+        [*command, "--deliver"], cwd=ROOT, capture_output=True, text=True, timeout=patient(100)
     )
     assert again.stdout.splitlines()[-1] == "end", again.stderr
     told = {line.split()[1] for line in again.stdout.splitlines() if line.startswith("done ")}

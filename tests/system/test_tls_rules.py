@@ -17,6 +17,7 @@ import pytest
 from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import MxServer
 from relay.sandbox.script import Script, StartTls
+from tests.fakes.waiting import patient
 from tests.rigs.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow
@@ -279,7 +280,7 @@ async def test_at_the_end_of_the_lifetime_the_code_is_602_and_the_last_answer_is
     )
     await sandbox.submit("a@from.test", "bob@bad.test", fields=fields)
     events = await sandbox.attempts("bob@bad.test", 2)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while events[-1]["severity"] != "permanent":
             await asyncio.sleep(0.2)
             events = await sandbox.attempts("bob@bad.test")

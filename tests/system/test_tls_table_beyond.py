@@ -19,6 +19,7 @@ from relay.sandbox.certificates import Kind
 from relay.sandbox.dns import Fault
 from relay.sandbox.mx import MxServer
 from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
+from tests.fakes.waiting import patient
 from tests.rigs.sandbox import Event, Sandbox
 
 pytestmark = pytest.mark.slow
@@ -425,8 +426,9 @@ async def test_at_the_end_of_its_lifetime_a_message_whose_tls_stayed_unmet_bounc
         delivery=DELIVERY, queue={"retry": ["1s"], "lifetime": "3s", "warn_after": "never"}
     )
     await sandbox.submit("a@from.test", "bob@two.test", fields=STRICT)
-    (dsn,) = await home.wait_for_messages(timeout=30)
-    async with asyncio.timeout(20):  # the line may come after the DSN that was committed with it
+    (dsn,) = await home.wait_for_messages(timeout=patient(30))
+    # The line may come after the DSN that was committed with it.
+    async with asyncio.timeout(patient(20)):
         while (last := sandbox.events(recipient="bob@two.test")[-1])["severity"] != "permanent":
             await asyncio.sleep(0.05)
     assert last["event"] == "failed"

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.fakes.waiting import patient
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def test_first_message_is_on_the_page_with_its_story(tmp_path: Path, recipient: 
             [sys.executable, *send, f"127.0.0.1:{smtp}"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
             check=False,
         )
         assert done.stdout, done.stderr
@@ -77,8 +78,8 @@ def test_first_message_is_on_the_page_with_its_story(tmp_path: Path, recipient: 
         form = urllib.parse.urlencode({"name": name, "password": password}).encode()
 
         def story() -> str:
-            opener.open(f"{address}login", form, timeout=20).close()
-            with opener.open(f"{address}message/{queue_id}", timeout=20) as answer:
+            opener.open(f"{address}login", form, timeout=patient(20)).close()
+            with opener.open(f"{address}message/{queue_id}", timeout=patient(20)) as answer:
                 text = answer.read().decode()
             return text if "Sent by examples/send.py" in text else ""
 
@@ -87,7 +88,7 @@ def test_first_message_is_on_the_page_with_its_story(tmp_path: Path, recipient: 
         assert "This is the demonstration" in text
     finally:
         process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=patient(60))
     assert process.returncode == 0
     assert rest == ""
 
@@ -103,7 +104,7 @@ def test_a_demonstration_that_cannot_start_says_why_and_no_address(tmp_path: Pat
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
             check=False,
         )
     assert (done.returncode, done.stdout) == (1, "")

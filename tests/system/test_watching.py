@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from relay.sandbox.script import Script
 from relay.sign.keys import dns_record, new_key
+from tests.fakes.waiting import patient
 from tests.rigs.ports import free_port, wait_until
 from tests.rigs.relay import Relay, relay_process
 from tests.rigs.sandbox import Sandbox
@@ -44,7 +45,7 @@ def get(port: int, path: str, key: str = KEY) -> tuple[int, str]:
             "Authorization", f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"
         )
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=patient(20)) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -82,7 +83,7 @@ async def test_promtool_accepts_metrics_and_alerts(sandbox: Sandbox) -> None:
             input=text,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -159,7 +160,7 @@ def test_fail2ban_finds_who_guesses_passwords_and_nobody_else(relay: Relay, tmp_
         *((name, "wrong", 535) for name in names),
         ("app", "secret", 235),
     ):
-        with smtplib.SMTP("127.0.0.1", relay.port, timeout=30) as client:
+        with smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(30)) as client:
             client.ehlo()
             answer = base64.b64encode(f"\0{name}\0{password}".encode()).decode()
             assert client.docmd("AUTH", f"PLAIN {answer}")[0] == reply

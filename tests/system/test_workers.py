@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, is_alive, relay_of, relay_process, workers_of
@@ -39,7 +40,7 @@ def test_a_worker_killed_under_load_loses_nothing_and_comes_back(tmp_path: Path)
         load.start()
         wait_until(lambda: len(ledger.texts) > 60, what="the stream")
         os.kill(before[1], signal.SIGKILL)
-        load.join(timeout=60)
+        load.join(timeout=patient(60))
         wait_until(lambda: len(workers_of(relay)) == 3, what="a new worker")
         assert set(before) - {before[1]} <= set(workers_of(relay)), "the others go on"
         assert len(ledger.accepted) > 60
@@ -118,7 +119,7 @@ def test_a_limit_of_connections_holds_for_all_workers_together(tmp_path: Path) -
     with sink() as mx, relay_of(tmp_path, 2, routes=mx.route, limits=limits) as relay:
         taken, refused = [], 0
         for _ in range(12):
-            client = socket.create_connection(("127.0.0.1", relay.port), timeout=10)
+            client = socket.create_connection(("127.0.0.1", relay.port), timeout=patient(10))
             words = client.recv(200)
             if words.startswith(b"220"):
                 taken.append(client)
@@ -133,7 +134,7 @@ def test_a_limit_of_connections_holds_for_all_workers_together(tmp_path: Path) -
         for pid in workers_of(relay):
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: relay.stderr.count("was killed by SIGKILL") == 2, what="both gone")
-        others = [smtplib.SMTP("127.0.0.1", relay.port, timeout=20) for _ in range(6)]
+        others = [smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(20)) for _ in range(6)]
         assert len(others) == 6
         for client in taken:
             client.close()
@@ -149,14 +150,14 @@ def _gets_in(relay: Relay) -> bool:
         return False
 
 
-def patient(seconds: float) -> tuple[str, ...]:
+def hasty(seconds: float) -> tuple[str, ...]:
     """A relay that has so many seconds' patience with a worker that hangs."""
     return ("tests.rigs.hasty_relay", str(60 / seconds))
 
 
 def test_a_worker_that_hangs_is_ended_and_its_successor_has_its_mail(tmp_path: Path) -> None:
     words, ledger, seconds = tokens(40), Ledger(), 20
-    with sink() as mx, relay_of(tmp_path, 2, program=patient(seconds), routes=mx.route) as relay:
+    with sink() as mx, relay_of(tmp_path, 2, program=hasty(seconds), routes=mx.route) as relay:
         mx.gate.clear()
         spread(relay, ledger, words)
         assert ledger.accepted == set(words)
@@ -174,7 +175,7 @@ def test_a_worker_that_hangs_is_ended_and_its_successor_has_its_mail(tmp_path: P
         assert workers_of(relay) == before, "before the end of patience"
         wait_until(lambda: before[1] not in workers_of(relay), what="the end of the one that hangs")
         # Who had come to its door was not turned away.
-        crowd.join(timeout=60)
+        crowd.join(timeout=patient(60))
         assert meanwhile.accepted == set(more)
         ledger.settle(relay, mx)
         meanwhile.settle(relay, mx)
@@ -192,7 +193,7 @@ def in_queue(database: Path) -> int:
 
 
 def test_a_worker_that_hangs_does_not_keep_the_relay_from_ending(tmp_path: Path) -> None:
-    with relay_of(tmp_path, 2, program=patient(6)) as relay:
+    with relay_of(tmp_path, 2, program=hasty(6)) as relay:
         os.kill(workers_of(relay)[1], signal.SIGSTOP)
         assert relay.stop() == 1
         assert "worker 1 has not ended" in relay.stderr
@@ -200,7 +201,7 @@ def test_a_worker_that_hangs_does_not_keep_the_relay_from_ending(tmp_path: Path)
 
 def test_workers_that_were_stopped_with_their_supervisor_are_not_killed(tmp_path: Path) -> None:
     """As in a container that is frozen and thawed: nobody was silent, time stood still."""
-    with sink() as mx, relay_of(tmp_path, 2, program=patient(6), routes=mx.route) as relay:
+    with sink() as mx, relay_of(tmp_path, 2, program=hasty(6), routes=mx.route) as relay:
         before = workers_of(relay)
         for pid in (relay.pid, *before):
             os.kill(pid, signal.SIGSTOP)
@@ -248,5 +249,5 @@ def test_a_worker_that_cannot_start_ends_the_start(tmp_path: Path) -> None:
         with contextlib.suppress(AssertionError):
             relay.start(seconds=10)
         assert relay.process is not None
-        assert relay.process.wait(timeout=20) == 1
+        assert relay.process.wait(timeout=patient(20)) == 1
         assert "cannot start: queue.path:" in relay.stderr

@@ -33,6 +33,7 @@ from relay.queue.entry import MessageSummary, QueuedMessage, QueuedRecipient
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 from relay.report import deliverylog
+from tests.fakes.waiting import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = TlsSettings(Setting(True, Source.DOMAIN, "example.com"), Setting(False, Source.DEFAULT))
@@ -101,7 +102,7 @@ def running_queue(tmp_path: Path, stopped_queue: None) -> Iterator[None]:
     assert process.stdout.readline() == b"ready\n"
     yield
     process.stdin.close()
-    assert process.wait(10) == 0
+    assert process.wait(patient(10)) == 0
     process.stdout.close()
 
 

@@ -22,6 +22,7 @@ from tests.fakes.queued import (
     queue_ids,
     settled,
 )
+from tests.fakes.waiting import patient
 
 MINUTE = timedelta(minutes=1)
 WAIT = timedelta(minutes=5)
@@ -87,7 +88,7 @@ async def test_claim_of_a_cancelled_caller_is_due_again(store):
             for entry in await claiming:
                 await store.release(entry, due=NOW)
         await store.counts()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         found = await claim_all(store)
         while len(found) < 5:
             found += await claim_all(store)
@@ -190,7 +191,7 @@ async def test_claim_of_no_entries_takes_none(store):
 
 async def test_wait_for_work_returns_after_accept_release_and_change(store):
     async def announced() -> None:
-        await asyncio.wait_for(store.wait_for_work(), 5)
+        await asyncio.wait_for(store.wait_for_work(), patient(5))
 
     await store.accept(new_message())
     await announced()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
@@ -45,7 +46,7 @@ def fill(relay: Relay, count: int) -> float:
             *("-f", "a@client.example", "-t", "b@dead.example", f"127.0.0.1:{relay.port}"),
         ],
         check=True,
-        timeout=900,
+        timeout=patient(900),
     )
     return count / (time.monotonic() - began)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import LARGE, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
@@ -281,7 +282,7 @@ def test_relay_recovers_from_failing_syncs_without_a_restart(tmp_path: Path, mx:
 def test_slow_sync_delays_only_the_client_that_waits_for_it(tmp_path: Path, mx: Sink) -> None:
     with relay_at(tmp_path, mx) as relay:
         ledger = Ledger()
-        other = smtplib.SMTP("127.0.0.1", relay.port, timeout=20)
+        other = smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(20))
         other.ehlo("client.example")
         with (
             strace(relay.pid, calls="fdatasync", inject="delay_enter=2000000"),
@@ -308,7 +309,7 @@ def helper(ledger: Ledger, relay: Relay) -> Iterator[None]:
     thread = threading.Thread(target=ledger.hand_in, args=(relay, tokens(1)))
     thread.start()
     yield
-    thread.join(timeout=60)
+    thread.join(timeout=patient(60))
 
 
 def _seconds_for_noop(client: smtplib.SMTP) -> float:

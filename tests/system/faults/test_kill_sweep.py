@@ -37,6 +37,7 @@ from relay.queue.queue_id import new_queue_id
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage
 from tests.fakes.queue import DEFAULTS
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import LARGE, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process, workers_of
@@ -114,7 +115,7 @@ def one_round(
 
 def begin_again(relay: Relay) -> None:
     assert relay.process is not None
-    relay.process.wait(timeout=10)
+    relay.process.wait(timeout=patient(10))
     relay.start()
 
 

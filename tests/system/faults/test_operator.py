@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, listed, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
@@ -214,5 +215,5 @@ def on_a_terminal(relay: Relay, *words: str) -> str:
         pass  # the other end is closed
     finally:
         os.close(ours)
-    assert process.wait(timeout=60) == 0, shown
+    assert process.wait(timeout=patient(60)) == 0, shown
     return shown.decode("utf-8", "replace")

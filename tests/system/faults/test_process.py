@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from relay.sandbox.script import Script, ScriptedReply, StartTls
+from tests.fakes.waiting import patient
 from tests.rigs.cgroup import MemoryGroup, memory_group
 from tests.rigs.ledger import LARGE, LINES, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import free_port, wait_until
@@ -71,7 +72,7 @@ def test_client_gets_250_or_421_from_a_relay_that_is_terminated_under_load(
             began = time.monotonic()
             assert relay.stop() == 0
             assert time.monotonic() - began < 40, "less than what is under way may take"
-            stream.join(timeout=60)
+            stream.join(timeout=patient(60))
             relay.start()
         assert set(ledger.codes.values()) <= {0, 250, 421, 451}, set(ledger.codes.values())
         ledger.settle(relay, mx)
@@ -136,7 +137,7 @@ def test_a_relay_that_was_stopped_for_a_while_goes_on(tmp_path: Path, seconds: i
 
 def begun(relay: Relay, *commands: str) -> socket.socket:
     """A session that has come so far."""
-    client = socket.create_connection(("127.0.0.1", relay.port), timeout=20)
+    client = socket.create_connection(("127.0.0.1", relay.port), timeout=patient(20))
     assert client.recv(500).startswith(b"220")
     for command in ("HELO client.example", *commands):
         client.sendall(f"{command}\r\n".encode())
@@ -189,7 +190,7 @@ async def test_a_clock_that_jumps_neither_bounces_mail_nor_holds_it_up(
         await sandbox.attempts(f"b{n}@dest.example", seen + 1)
     assert [event for event in sandbox.events() if event.get("severity") == "permanent"] == []
     del replies["RCPT"]
-    await mx.wait_for_messages(6, timeout=20)
+    await mx.wait_for_messages(6, timeout=patient(20))
     contents = b"".join(message.content for message in mx.messages)
     assert all(contents.count(f"Subject: {word}\r\n".encode()) == 1 for word in words)
     assert sender.messages == []
@@ -207,12 +208,12 @@ def test_400_clients_with_256_files_cost_no_mail(tmp_path: Path, mx: Sink) -> No
         limits={"connections_per_client": 1000},
     ) as relay:
         ledger = Ledger()
-        first = smtplib.SMTP("127.0.0.1", relay.port, timeout=30)
+        first = smtplib.SMTP("127.0.0.1", relay.port, timeout=patient(30))
         first.ehlo("client.example")
         greetings: list[bytes] = []
         crowd: list[socket.socket] = []
         for _ in range(400):
-            client = socket.create_connection(("127.0.0.1", relay.port), timeout=10)
+            client = socket.create_connection(("127.0.0.1", relay.port), timeout=patient(10))
             crowd.append(client)
             with contextlib.suppress(OSError):
                 greetings.append(client.recv(200))
@@ -295,7 +296,7 @@ def peak_rss(pid: int) -> int:
 
 def send_raw(port: int, payload: bytes) -> bytes:
     """One message, without a copy more than needed; the last reply."""
-    with socket.create_connection(("127.0.0.1", port), timeout=90) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=patient(90)) as client:
         replies = client.makefile("rb")
         replies.readline()
         for line in (
@@ -332,7 +333,7 @@ def test_memory_does_not_grow_with_the_size_of_mail(tmp_path: Path) -> None:
             peak = peak_rss(relay.pid)
     finally:
         host.terminate()
-        host.wait(timeout=10)
+        host.wait(timeout=patient(10))
     sys.stderr.write(
         f"\n10 messages of 30 MB: peak RSS {peak >> 20} MiB, {(peak - before) >> 20} MiB more than"
         " before\n"
@@ -380,7 +381,7 @@ def test_50_large_messages_at_once_fit_into_little_memory(
         assert group.oom_kills == 0
     finally:
         host.terminate()
-        host.wait(timeout=10)
+        host.wait(timeout=patient(10))
     sys.stderr.write(
         f"\n50 messages of {size_mb} MB at once, {limit_mib} MiB allowed:"
         f" {taken} taken, peak RSS {peak >> 20} MiB\n"
@@ -397,7 +398,7 @@ def test_accepted_mail_survives_the_out_of_memory_killer(
         group.limit(group.used_bytes + (4 << 20))
         with ledger.crowd(relay, clients=30, body=LARGE):
             assert relay.process is not None
-            assert relay.process.wait(timeout=30) == -signal.SIGKILL
+            assert relay.process.wait(timeout=patient(30)) == -signal.SIGKILL
         assert group.oom_kills == 1
         assert len(ledger.accepted) >= 60
         group.limit(1 << 40)
@@ -466,7 +467,7 @@ def test_a_log_rotated_under_load_misses_no_line(tmp_path: Path, mx: Sink, way: 
             log.mkdir()  # cannot be opened, nor written
             time.sleep(1)
             log.rmdir()
-        stream.join(timeout=60)
+        stream.join(timeout=patient(60))
         assert len(ledger.accepted) == 300
         ledger.settle(relay, mx)
         wait_until(lambda: logged(relay, old) == ledger.queue_ids(), what="each line in a file")
@@ -495,6 +496,6 @@ def test_a_broken_file_at_reload_disturbs_no_mail(tmp_path: Path, mx: Sink) -> N
                 partial(_says, relay, "the configuration in force is kept", kept),
                 what="a word in the log",
             )
-        stream.join(timeout=60)
+        stream.join(timeout=patient(60))
         assert len(ledger.accepted) == 300
         ledger.settle(relay, mx)

@@ -70,7 +70,7 @@ async def server(store: SqliteStore, tmp_path: Path) -> AsyncIterator[ControlSer
 
 
 async def asked(server: ControlServer, **request: Any) -> list[dict[str, Any]]:
-    return await asyncio.to_thread(lambda: list(ask(server.path, request, seconds=10)))
+    return await asyncio.to_thread(lambda: list(ask(server.path, request, seconds=patient(10))))
 
 
 async def items(server: ControlServer, **request: Any) -> list[dict[str, Any]]:
@@ -308,7 +308,7 @@ async def test_invalid_request_is_refused_without_endless_reading(
 ) -> None:
     reader, writer = await asyncio.open_unix_connection(str(server.path))
     writer.write(octets)
-    answer = await asyncio.wait_for(reader.readline(), 10)
+    answer = await asyncio.wait_for(reader.readline(), patient(10))
     assert json.loads(answer)["error"].startswith("not a request")
     writer.close()
 
@@ -318,7 +318,7 @@ async def test_client_that_sends_nothing_is_disconnected(
 ) -> None:
     monkeypatch.setattr(control_socket, "REQUEST_SECONDS", 0.1)
     reader, writer = await asyncio.open_unix_connection(str(server.path))
-    assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert await asyncio.wait_for(reader.read(), patient(10)) == b""
     writer.close()
 
 
@@ -327,7 +327,7 @@ async def test_client_that_sends_more_after_its_request_gets_its_answer(
 ) -> None:
     reader, writer = await asyncio.open_unix_connection(str(server.path))
     writer.write(b'{"verb": "list"}\r\n\r\n')
-    assert b"done" in await asyncio.wait_for(reader.readline(), 10)
+    assert b"done" in await asyncio.wait_for(reader.readline(), patient(10))
     writer.close()
 
 
@@ -380,7 +380,7 @@ async def test_log_is_listed_and_followed(server: ControlServer, store: SqliteSt
     assert b"M4" in await reader.readline()
     assert json.loads(await reader.readline()) == {"following": {}}
     await store.accept(new_message("M5", "b@example.net"))
-    assert b"M5" in await asyncio.wait_for(reader.readline(), 10)
+    assert b"M5" in await asyncio.wait_for(reader.readline(), patient(10))
     writer.close()
 
 
@@ -392,9 +392,9 @@ async def test_following_begins_with_what_is_new_where_nothing_matches_yet(
     writer.write(
         json.dumps({"verb": "log", "follow": True, "recipient": "new@example.net"}).encode() + b"\n"
     )
-    assert json.loads(await asyncio.wait_for(reader.readline(), 10)) == {"following": {}}
+    assert json.loads(await asyncio.wait_for(reader.readline(), patient(10))) == {"following": {}}
     await store.accept(new_message("M2", "new@example.net"))
-    assert b"M2" in await asyncio.wait_for(reader.readline(), 10)
+    assert b"M2" in await asyncio.wait_for(reader.readline(), patient(10))
     writer.close()
 
 

@@ -21,6 +21,7 @@ from relay.api.bodies import BodyBuffers
 from relay.api.formparser import FIELDS_OCTETS, parser_for
 from relay.api.mailgun_form import ApiError, Form
 from tests.fakes.http import KEY, Rig, auth
+from tests.fakes.waiting import patient
 
 SEND = "/v3/example.com/messages"
 URLENCODED = "application/x-www-form-urlencoded"
@@ -231,7 +232,7 @@ async def test_memory_for_bodies_is_granted_in_turn_and_within_each_clients_shar
     await asyncio.sleep(0)
     assert not waiting.done(), "`other` has its share"
     room.give_back(100, ["b", "other"])
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, patient(1))
     room.give_back(100, ["a", "other"])
     await room.reserve(150, ["a", "key"])
 
@@ -320,7 +321,7 @@ async def test_answer_that_its_client_does_not_read_ends_the_connection(
     client.writer.write(b"GET /relay/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 500)
     await asyncio.sleep(3)
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patient(60)):
             while await client.reader.read(1 << 20):
                 pass
 

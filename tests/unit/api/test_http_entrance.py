@@ -21,6 +21,7 @@ from relay.api import HttpError, HttpServer, start_http
 from relay.receive.spec import ListenerSpec, ListenerTls, TcpAddress
 from relay.submit.certificates import CertificateError
 from tests.fakes.http import KEY, Rig, auth
+from tests.fakes.waiting import patient
 from tests.unit.receive.conftest import Desk
 
 Start = Callable[..., Any]
@@ -46,7 +47,7 @@ class Caller:
 
     async def answer(self) -> tuple[int, str]:
         """Status and body of one answer."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             length = int(head.lower().partition("content-length:")[2].partition("\r\n")[0])
             return int(head.split()[1]), (await self.reader.readexactly(length)).decode()
@@ -87,7 +88,7 @@ async def test_connection_beyond_the_limit_is_refused_until_another_ends(
     assert (status, set(json.loads(said))) == (503, {"message"})
     assert await inside[0].ask() == 200, "who is inside stays"
     inside[0].writer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         while server.connections == 3:
             await asyncio.sleep(0.01)
     assert await (await call(server)).ask() == 200
@@ -104,7 +105,7 @@ async def test_one_address_has_half_of_the_connections_and_leaves_the_others_roo
     assert (status, set(json.loads(said))) == (429, {"message"})
     assert await (await call(server, "127.0.0.2")).ask() == 200
     inside[0].writer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         while server.connections == 4:
             await asyncio.sleep(0.01)
     assert await (await call(server)).ask() == 200

@@ -23,6 +23,7 @@ from relay.queue.store import QueueFilter, QueueFull, SpoolError
 from relay.submit.secrets import SecretVerdict
 from tests.fakes.http import KEY, NOW, RULES, Rig, auth
 from tests.fakes.queued import event, new_message
+from tests.fakes.waiting import patient
 
 NOT_UTF8 = b'--x\r\nContent-Disposition: form-data; name="to"\r\n\r\n\xff\r\n--x--\r\n'
 
@@ -859,7 +860,7 @@ async def test_a_client_that_hangs_up_leaves_nothing_half_done(rig: Rig) -> None
     writer.write(head.encode() + body)
     await writer.drain()
     writer.transport.abort()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while not (claimed := await rig.claimed()):
             await asyncio.sleep(0.01)
     assert len(claimed) == 1, "what was read whole is taken, as over SMTP"

@@ -26,6 +26,7 @@ from relay.report import webhook
 from relay.report.webhook import kind_of, next_try, payload
 from relay.route.answers import AddressAnswer, AddressLookup, NoSuchName, Unanswered
 from tests.fakes.accepted import accept
+from tests.fakes.waiting import patient
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 KEY = "signs"
@@ -63,7 +64,7 @@ class Ear:
         return web.Response(status=status, headers=headers)
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             while len(self.heard) < count:
                 await asyncio.sleep(0.01)
 
@@ -116,7 +117,7 @@ async def caller(store: SqliteStore, ear: Ear) -> AsyncIterator[Caller]:
 
 async def _settled(store: SqliteStore, due: datetime | None) -> None:
     """Until the next call is due then."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         while await store.api_state.next_call_due() != due:
             await asyncio.sleep(0.01)
 
@@ -232,7 +233,7 @@ async def test_a_worker_tells_the_webhooks_that_another_keeps(store: SqliteStore
     await accept(store, "Q0", "ann@example.com")
     told: list[list[Webhook]] = [[]]
     async with calling(store, ear, elsewhere=lambda: told[0]):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patient(30)):
             while await store.api_state.webhooks():
                 await asyncio.sleep(0.01)
             told[0] = [Webhook("example.com", "accepted", (ear.url,))]
@@ -327,7 +328,7 @@ async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
     caller.changed()
     for number in range(20):
         await accept(store, f"S{number}", "ann@silent.example")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         while len(held) < 3:
             await asyncio.sleep(0.01)
     begun = asyncio.get_running_loop().time()
@@ -361,7 +362,7 @@ async def test_thirty_hosts_that_never_answer_hold_up_no_call_to_one_that_answer
     await ear.until(1)
     for number in range(30):
         await accept(store, f"S{number}", f"ann@silent{number % 10}.example")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         while len(held) < 38:
             await asyncio.sleep(0.01)
     begun = asyncio.get_running_loop().time()

@@ -18,6 +18,7 @@ from relay.queue.memory import Change
 from relay.queue.sqlite.memory import SqliteMemory
 from relay.queue.store import SpoolError
 from relay.route.memory import MemoryOptions
+from tests.fakes.waiting import patient
 
 NONE, ENCRYPTED, VERIFIED = Shown
 NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
@@ -250,7 +251,7 @@ async def test_run_writes_what_was_gathered_and_forgets_what_is_old(
     Worker.clock = NOW + timedelta(days=90)
     worker.learn(VERIFIED)
     running = asyncio.create_task(worker.memory.run(purges=True))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while [one.domain for one in await worker.store.page()] != [DOMAIN]:
             await asyncio.sleep(0.01)
         worker.store.in_trouble = True

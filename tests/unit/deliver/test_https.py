@@ -102,7 +102,7 @@ async def test_a_request_that_does_not_wait_is_not_made_where_others_are(
         asyncio.create_task(client.ask(URL_, status_of, headers={}, body=b"", waits=False))
         for _ in range(min(at_once, 4))
     ]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while web.host.requests < len(asking):
             await asyncio.sleep(0.01)
     found = await client.ask(URL_, status_of, headers={}, body=b"", waits=False)

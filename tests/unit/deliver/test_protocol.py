@@ -13,7 +13,7 @@ import pytest_asyncio
 from aiosmtplib import SMTPException
 
 from relay.deliver.protocol import ClientProtocol, connect
-from tests.fakes.waiting import until
+from tests.fakes.waiting import patient, until
 
 
 class Host:
@@ -99,7 +99,7 @@ async def test_drain_helper_waits_in_drain_waiters_until_writing_goes_on(wire: C
     await until(lambda: len(wire._drain_waiters) == 1)
     assert not waiting.done()
     wire.resume_writing()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, patient(10))
     assert not wire._drain_waiters
 
 
@@ -110,7 +110,7 @@ async def test_reply_wakes_a_waiting_writer_although_there_is_no_room(
     waiting = asyncio.create_task(wire._drain_helper())
     await until(lambda: len(wire._drain_waiters) == 1)
     host.say(b"421 closing\r\n")
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, patient(10))
     assert wire._paused is True
 
 

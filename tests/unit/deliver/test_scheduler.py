@@ -26,7 +26,7 @@ from relay.queue.store import ClaimLost
 from relay.report.metrics import Metrics
 from tests.fakes.queue import CONTENT, DISK_TROUBLE, MemoryQueue
 from tests.fakes.scheduling import make_scheduler
-from tests.fakes.waiting import until
+from tests.fakes.waiting import patient, until
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK: Outcome = Delivered("2.0.0", 250, "OK", session=SESSION)
@@ -623,7 +623,7 @@ async def test_draining_ends_though_the_store_is_in_trouble(queue, caplog):
     scheduler = make(queue, attempts)
     task = asyncio.create_task(scheduler.run())
     await until(lambda: "waits to be recorded" in caplog.text)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(patient(2)):
         await scheduler.drain(timedelta(seconds=0.1))
         await task
     assert "will be tried anew after a restart" in caplog.text

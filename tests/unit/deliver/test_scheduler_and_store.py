@@ -24,6 +24,7 @@ from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import NewMessage, QueueFilter
 from tests.fakes.queue import CONTENT, DEFAULTS
 from tests.fakes.scheduling import make_scheduler
+from tests.fakes.waiting import patient
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK = Delivered("2.0.0", 250, "OK", session=SESSION)
@@ -117,7 +118,7 @@ async def has_events(store: SqliteStore) -> bool:
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while True:
             answer = condition()
             if answer if isinstance(answer, bool) else await answer:

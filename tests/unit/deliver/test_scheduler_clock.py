@@ -19,6 +19,7 @@ from relay.queue.sqlite.disk import DATABASE
 from relay.queue.sqlite.store import SqliteStore
 from tests.fakes.queued import new_message
 from tests.fakes.scheduling import make_scheduler
+from tests.fakes.waiting import patient
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 BUSY = Deferred("4.2.1", 450, "busy", session=SESSION)
@@ -54,7 +55,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 
 
 async def until(made: list[str], wanted: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         while len(made) < wanted:
             await asyncio.sleep(0.01)
 

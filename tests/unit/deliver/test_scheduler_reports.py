@@ -26,6 +26,7 @@ from relay.report.gauges import Snapshot
 from relay.report.metrics import Metrics
 from tests.fakes.queue import CONTENT, DEFAULTS
 from tests.fakes.scheduling import make_scheduler
+from tests.fakes.waiting import patient
 
 SESSION = HopSession("mx.b.example", "192.0.2.1", tls=True, verified_by=VerifiedBy.PKIX)
 OK = Delivered("2.0.0", 250, "OK", session=SESSION)
@@ -73,7 +74,7 @@ class Hosts:
         ]
 
     async def made(self, attempts: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             while self.attempts.total() < attempts:
                 await asyncio.sleep(0.01)
 
@@ -118,7 +119,7 @@ async def running(
 
 
 async def reports(hosts: Hosts, count: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         while len(hosts.reports) < count:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)

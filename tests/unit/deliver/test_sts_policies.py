@@ -24,6 +24,7 @@ from relay.route.floor import NO_STS, StsFloor
 from relay.route.mta_sts import PolicyError, StsMode, parse_policy
 from relay.sandbox.policy_host import policy
 from tests.fakes.dns import FakeDns
+from tests.fakes.waiting import patient
 
 NOW = datetime(2030, 1, 31, 12, tzinfo=UTC)
 DOMAIN = "example.net"
@@ -321,7 +322,7 @@ async def test_nobody_waits_long_for_a_slow_policy_host(
     assert pending.value.until == NOW + timedelta(seconds=15)
     monkeypatch.setattr(sts_policies, "_PATIENCE", 60.0)
     world.later(seconds=60)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patient(30)):
         with pytest.raises(PolicyPending):
             await world.floor()  # it has been waited for already
     assert await world.floor(FloorUse.TESTING) == StsFloor(DOMAIN)  # which never holds mail

@@ -24,6 +24,7 @@ from relay.route.answers import Unanswered
 from relay.route.report_time import KEPT, next_try, report_due, reports_begin
 from tests.fakes.dns import FakeDns
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.waiting import patient
 from tests.rigs.tlsrpt import read_document, read_mail
 
 DAY = date(2026, 3, 1)
@@ -285,7 +286,7 @@ async def test_slow_servers_keep_no_other_domain_waiting(world: World) -> None:
     world.asks("b.example", MAIL)
     world.now = AFTER
     sending = asyncio.create_task(world.reporter().send_due())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while not (len(world.posted) == len(slow) and await world.mails()):
             await asyncio.sleep(0.01)
     assert not sending.done()
@@ -298,7 +299,7 @@ async def test_report_that_is_being_sent_at_the_end_is_broken_off(world: World) 
     reporter = world.reporter()
     world.now = AFTER
     sending = asyncio.create_task(reporter.send_due())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while not world.posted:
             await asyncio.sleep(0.01)
     await reporter.close()

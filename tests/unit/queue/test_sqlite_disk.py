@@ -28,6 +28,7 @@ from relay.queue.sqlite.schema import MIGRATIONS, migrate, version_of
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter, QueueFull, SpoolError
 from tests.fakes.queued import DEFERRED, DELIVERED, NOW, content_of, event, new_message, settled
+from tests.fakes.waiting import patient
 
 FIXTURE = Path(__file__).parent / "fixtures" / "version1.sql"
 NO_WAIT = timedelta(0)
@@ -277,7 +278,7 @@ async def test_on_a_full_disk_new_mail_is_refused_and_mail_still_leaves(tmp_path
         await on_the_writer(
             store, lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchone()
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             while True:
                 with contextlib.suppress(QueueFull):
                     await store.accept(new_message(content=b"x" * 250_000))
@@ -400,7 +401,7 @@ async def test_the_write_ahead_log_stays_small_under_a_stream_and_goes_when_idle
                 await store.record(settled(entry, DELIVERED))
             largest = max(largest, store.spool.wal_bytes())
         assert largest < 8 << 20
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             while store.spool.wal_bytes():
                 await asyncio.sleep(0.05)
 
@@ -411,7 +412,7 @@ async def test_the_write_ahead_log_stays_small_under_a_long_removal(tmp_path, mo
         for _ in range(8):
             many = (new_message(content=b"x" * 3000) for _ in range(500))
             await asyncio.gather(*map(store.accept, many))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             while store.spool.wal_bytes():
                 await asyncio.sleep(0.05)
         largest = removed = 0

@@ -36,6 +36,7 @@ from tests.fakes.queued import (
     queue_ids,
     settled,
 )
+from tests.fakes.waiting import patient
 
 NO_HANDOFF = HandOffLimits(entries=0)
 MINUTE = timedelta(minutes=1)
@@ -67,7 +68,7 @@ def files_of(directory: Path) -> set[str]:
 
 async def files_become(directory: Path, wanted: set[str]) -> None:
     """Files are removed on a thread of their own."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         while files_of(directory) != wanted:
             await asyncio.sleep(0.01)
 
@@ -164,7 +165,7 @@ async def test_a_file_that_cannot_be_removed_is_removed_with_the_next(
     with monkeypatch.context() as patched:
         patched.setattr(os, "unlink", read_only)
         await store.discard("q1")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             while "q1: could not remove its content yet" not in caplog.text:
                 await asyncio.sleep(0.01)
     await store.discard("q2")
@@ -250,7 +251,7 @@ async def test_a_claim_is_given_back_when_its_caller_goes_away_at_the_last_momen
             await looking.wait()
             claiming.cancel()
             await asyncio.gather(claiming, return_exceptions=True)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             await store.wait_for_work()
             while not await store.claim_due(now=NOW, limit=10):
                 await store.wait_for_work()

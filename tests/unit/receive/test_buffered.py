@@ -7,13 +7,14 @@ import asyncio
 from relay.queue.store import CHUNK_BYTES
 from relay.receive.buffered import SMALL_BYTES, Buffered
 from tests.fakes.client import Client
+from tests.fakes.waiting import patient
 from tests.unit.receive.conftest import Desk
 
 MIB = 1024 * 1024
 
 
 async def settled(buffered: Buffered, held: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while buffered.held_bytes != held:
             await asyncio.sleep(0.01)
 

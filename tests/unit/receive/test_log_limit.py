@@ -14,6 +14,7 @@ from relay.receive.access import Access
 from relay.receive.limits import Limits
 from relay.receive.spec import ListenerSpec, ListenerTls
 from relay.submit.log_limit import LogLimit
+from tests.fakes.waiting import patient
 from tests.unit.receive.conftest import USERS, Desk
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -32,7 +33,7 @@ class Log(logging.Handler):
         self.lines.append(record.getMessage())
 
     async def line(self, begins: str) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             while True:
                 for line in self.lines:
                     if line.startswith(begins):
@@ -107,7 +108,7 @@ async def test_client_that_keeps_to_the_protocol_is_no_line_in_the_log(
         await client.say(last)
         await client.close()
     connections = desk.listeners[-1]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while connections.connections:
             await asyncio.sleep(0.01)
     assert log.lines == []

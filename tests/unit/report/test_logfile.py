@@ -17,7 +17,7 @@ import pytest
 from relay.mail.event import Event
 from relay.report.deliverylog import DeliveryLog
 from relay.report.deliverylog.file import OUTPUTS
-from tests.fakes.waiting import until
+from tests.fakes.waiting import patient, until
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FAST = timedelta(milliseconds=50)
@@ -79,7 +79,7 @@ async def following(path, journal, *, grace=20):
         yield log
     finally:
         await log.close(grace=timedelta(seconds=grace))
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, patient(20))
 
 
 def ids(path):
@@ -263,7 +263,7 @@ async def test_lines_since_the_last_good_sync_are_written_again_after_a_failed_o
 
 async def test_unwritable_file_does_not_prevent_a_stop(path, journal):
     path.mkdir(parents=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patient(20)):
         async with following(path, journal, grace=1) as log:
             journal.commit()
             await until(lambda: log.is_in_trouble)

@@ -12,6 +12,7 @@ import pytest
 from relay.route.credentials import CredentialsError, HeldToken, RouteCredentials
 from relay.route.next_hop import Auth, AuthMechanism, Credentials, NextHop
 from relay.workers.shared_rests import SharedRests
+from tests.fakes.waiting import patient
 
 HOST = "smtp.example"
 WORDS = "smtp.example [192.0.2.1] refuses the login: 535 5.7.8 no"
@@ -133,7 +134,7 @@ async def test_unproven_login_is_tried_by_one_connection_at_a_time(rig: Rig) -> 
 async def test_proven_login_is_used_by_all_connections_at_once(rig: Rig) -> None:
     login = await rig.login()
     rig.logins.accepted(rig.hop, login, HOST)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         async with rig.logins.turn(rig.hop, login, HOST), rig.logins.turn(rig.hop, login, HOST):
             pass
 
@@ -222,7 +223,7 @@ async def test_worker_that_hangs_while_it_tries_holds_up_no_other_for_ever(
         await asyncio.sleep(0.15)
         assert not waiting.done()
         rig.now += 31
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, patient(5))
 
 
 async def test_attempt_cancelled_while_another_worker_tries_keeps_no_turn(
@@ -235,7 +236,7 @@ async def test_attempt_cancelled_while_another_worker_tries_keeps_no_turn(
         await asyncio.sleep(0.05)
         waiting.cancel()
         await asyncio.wait([waiting])
-    async with asyncio.timeout(5), other.turn(rig.hop, login, HOST):
+    async with asyncio.timeout(patient(5)), other.turn(rig.hop, login, HOST):
         pass
 
 

@@ -11,6 +11,7 @@ from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.mx import MxServer
 from relay.sandbox.recording import Phase
 from relay.sandbox.script import TLS_1_0_ONLY, Script, ScriptedReply, StartTls, Then
+from tests.fakes.waiting import patient
 
 AUTHORITY = Authority()
 MESSAGE = b"Subject: hello\r\n\r\n.a line with a dot\r\nend\r\n"
@@ -27,7 +28,7 @@ def client_context(*, verify: bool = True) -> ssl.SSLContext:
 
 async def send(mx: MxServer, *, tls: ssl.SSLContext | None, name: str = "mx.example.test") -> None:
     client = aiosmtplib.SMTP(
-        hostname=mx.address, port=mx.port, start_tls=False, use_tls=False, timeout=30
+        hostname=mx.address, port=mx.port, start_tls=False, use_tls=False, timeout=patient(30)
     )
     async with client:
         if tls is not None:
@@ -76,7 +77,7 @@ async def test_a_host_of_tls_1_0_only_refuses_a_modern_client():
         with pytest.raises((ssl.SSLError, aiosmtplib.SMTPException, OSError)):
             await send(mx, tls=client_context(verify=False))
         # Debian's Python offers TLS 1.0, refuses the host's signature, and the host hears it later.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             while not mx.connections[0].closed:
                 await asyncio.sleep(0.01)
     assert mx.connections[0].tls_error

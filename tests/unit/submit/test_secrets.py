@@ -15,6 +15,7 @@ from argon2 import PasswordHasher
 
 from relay.submit.failures import Failures
 from relay.submit.secrets import SecretChecker, SecretVerdict
+from tests.fakes.waiting import patient
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 NEIGHBOUR = "192.0.2.1"
@@ -38,7 +39,7 @@ class Desk:
         verify = self.secrets._matching
 
         def watched(secret: bytes, hashes: list[str]) -> str | None:
-            assert secret.startswith(b"app") or self.may_look.wait(10)
+            assert secret.startswith(b"app") or self.may_look.wait(patient(10))
             self.looked.append(secret)
             return verify(secret, hashes)
 
@@ -152,7 +153,7 @@ async def test_a_right_password_does_not_wait_for_the_guesses_of_others(desk: De
     desk.may_look.clear()
     guesses = [asyncio.ensure_future(desk.judge("x", "more", stranger)) for stranger in strangers]
     await asyncio.sleep(0)
-    async with asyncio.timeout(9):
+    async with asyncio.timeout(patient(9)):
         assert await desk.judge("app1", "app1") is SecretVerdict.RIGHT
     desk.may_look.set()
     await asyncio.gather(*guesses)
@@ -176,5 +177,5 @@ async def test_hashing_gives_way_to_mail(desk):
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     await desk.judge("app1", "app1")
-    hashing = desk.secrets._pool.submit(niceness).result(10)
+    hashing = desk.secrets._pool.submit(niceness).result(patient(10))
     assert hashing >= min(niceness() + 10, 19)

@@ -25,6 +25,7 @@ from relay.workers.all_workers import AllWorkers
 from relay.workers.other_worker import OtherWorker
 from tests.fakes.queued import NOW, new_message
 from tests.fakes.running import QuietRelay
+from tests.fakes.waiting import patient
 
 
 def told(queue_id: str, seconds: float) -> Event:
@@ -83,7 +84,7 @@ class Workers:
 
     async def ask(self, **request: Any) -> list[dict[str, Any]]:
         return await asyncio.to_thread(
-            lambda: list(ask(self.directory / "sock", request, seconds=10))
+            lambda: list(ask(self.directory / "sock", request, seconds=patient(10)))
         )
 
 
@@ -137,7 +138,7 @@ async def test_a_log_that_is_followed_tells_of_every_worker(workers: Workers) ->
     writer.write(b'{"verb": "log", "follow": true, "limit": 10}\n')
 
     async def heard() -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             while True:
                 line = json.loads(await reader.readline())
                 if "line" in line:

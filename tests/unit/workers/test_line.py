@@ -9,6 +9,7 @@ import pytest
 import uvloop
 
 from relay.workers.worker import Worker
+from tests.fakes.waiting import patient
 
 
 async def _is_told(*, has_unread: bool) -> None:
@@ -20,7 +21,7 @@ async def _is_told(*, has_unread: bool) -> None:
         if has_unread:  # the kernel tells of that as a reset
             ours.send(b"well")
         theirs.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             await over.wait()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from relay.workers import programlog
 from relay.workers.programlog import ProgramLog
+from tests.fakes.waiting import patient
 
 log = logging.getLogger("relay.test")
 
@@ -79,7 +80,7 @@ def test_reader_that_stands_still_does_not_block_the_log(monkeypatch: pytest.Mon
 
     class Stuck(io.StringIO):
         def write(self, text: str) -> int:
-            goes_on.wait(30)
+            goes_on.wait(patient(30))
             return super().write(text)
 
     stream = Stuck()
