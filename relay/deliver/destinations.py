@@ -373,7 +373,7 @@ class Destinations:
     def patience(self, name: str, hop: NextHop | None = None) -> int:
         """How many entries may wait in memory for a connection: those that get one soon."""
         one = self._known.get(name) or Destination(name, window=self.parts.of_address(name))
-        apart = self._apart(one, hop, self._clock())
+        apart = self._apart(one, hop, _seconds_of_message(one, self._clock()))
         if hop is not None and hop.rate is not None:
             return min(int(_SHORT_TURN / apart) + 2, _MOST_WAITING)
         in_time = int(_PATIENCE / apart)
@@ -389,10 +389,11 @@ class Destinations:
         one, now = self._known.get(name), self._clock()
         if one is None:
             return _PATIENCE
+        seconds = _seconds_of_message(one, now)
         is_limited = self.limits.limits(hop)
         longest = _LONGEST_TURN_OF_HOP if is_limited else _LONGEST_TURN
-        a_second = _TURNS_A_SECOND_OF_HOP if is_limited else self._turns_a_second(one, now)
-        turn = (_PATIENCE + one.later.count(now) * self._apart(one, hop, now)) / 2
+        a_second = _TURNS_A_SECOND_OF_HOP if is_limited else self._turns_a_second(one, seconds)
+        turn = (_PATIENCE + one.later.count(now) * self._apart(one, hop, seconds)) / 2
         turn = min(turn, max(self._later.count(now) / a_second, _SHORT_TURN))
         turn = min(max(turn, one.suspended_until - now), longest)
         one.later.add(now + turn)
@@ -411,18 +412,16 @@ class Destinations:
         most = self.limits.most(hop) if hop is not None else None
         return window if most is None else max(min(window, most), 1)
 
-    def _turns_a_second(self, one: Destination, now: float) -> float:
+    def _turns_a_second(self, one: Destination, seconds: float) -> float:
         """How many of those that wait in the queue may be asked for room in a second. A destination
         that has turned none away soon has all its connections, and must not idle then.
         """
-        seconds = _seconds_of_message(one, now)
         if one.is_narrowed or one.silences or not seconds:
             return _TURNS_A_SECOND
         return max(self._most_at(one) / seconds, _TURNS_A_SECOND)
 
-    def _apart(self, one: Destination, hop: NextHop | None, now: float) -> float:
-        """Seconds between two messages, from the recent and the current ones, and from the rate."""
-        seconds = _seconds_of_message(one, now)
+    def _apart(self, one: Destination, hop: NextHop | None, seconds: float) -> float:
+        """Seconds between two messages, each of which takes so long, at no more than the rate."""
         spacing = self.limits.spacing(hop) if hop is not None else None
         by_rate = spacing.interval if spacing is not None else 0.0
         return max(seconds / self._at_once(one, hop), by_rate, 0.001)

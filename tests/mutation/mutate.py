@@ -39,7 +39,11 @@ TARGETS = {
         "tests/unit/route/test_security.py",
         "tests/unit/route/test_floors.py",
     ),
-    "relay.route.floor": ("tests/unit/route/test_floors.py",),
+    "relay.route.floor": (
+        "tests/unit/route/test_floors.py",
+        "tests/unit/route/test_mta_sts.py",
+        "tests/unit/deliver/test_floors_at_hand.py",
+    ),
     "relay.route.forecast": (
         "tests/unit/route/test_forecast.py",
         "tests/unit/route/test_floors.py",
