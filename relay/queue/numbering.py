@@ -33,14 +33,17 @@ class EventNumbers:
     def rows_of(self, request: Request, events: Iterable[Event]) -> list[Row]:
         """The rows of a request's events, each with the next number."""
         rows = []
+        at, at_micros = None, 0
         for one in events:
             event = of_node(one, self._node) if self._node else one
+            if event.at is not at:  # events that are written together often have one time
+                at, at_micros = event.at, micros(event.at)
             self.last = seq = self.last + 1
             request.stored.append(StoredEvent(seq, event))
             rows.append(
                 (
                     seq,
-                    micros(event.at),
+                    at_micros,
                     event.name,
                     event.queue_id,
                     event.sender,

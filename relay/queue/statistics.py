@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from relay.mail.event import Event, EventResult
+from relay.mail.event import Counted, Event, EventResult
 from relay.queue.rows import micros, moment
 
 PAIRS_AN_HOUR = 10_000
@@ -176,7 +176,8 @@ class RecentHours:
 
     def unknown(self, events: Iterable[Event]) -> set[int]:
         """The hours in which these events count something and which have to be learned first."""
-        return {hour_of(event.at) for event in events if event.counted} - self._hours.keys()
+        moments = {event.at for event in events if event.counted}
+        return set(map(hour_of, moments)) - self._hours.keys()
 
     def learn(
         self, hour: int, pairs: Iterable[Sequence[str]], listed: Iterable[Sequence[Any]]
@@ -202,16 +203,21 @@ def _count_events(
 ) -> tuple[Counter[CountKey], list[ExceptionRow]]:
     numbers: Counter[CountKey] = Counter()
     exceptions: list[ExceptionRow] = []
+    at: datetime | None = None
+    last: Counted | None = None
     for event in events:
         if not event.counted:
             continue
-        hour = hour_of(event.at)
-        bounds = hours[hour]
+        if event.at is not at:
+            at, last = event.at, None
+            hour = hour_of(at)
+            bounds = hours[hour]
         for one in event.counted:
-            pair = bounds.within((one.recipient_domain, one.sender_domain))
-            numbers[(*pair, hour, one.result.value, one.protection, one.policy, one.reason)] += (
-                one.number
-            )
+            if one is not last:  # events of one verb often count the same, at the same time
+                last = one
+                pair = bounds.within((one.recipient_domain, one.sender_domain))
+                key = (*pair, hour, one.result.value, one.protection, one.policy, one.reason)
+            numbers[key] += one.number
             if one.exception and bounds.has_room(pair):
                 exceptions.append(
                     (

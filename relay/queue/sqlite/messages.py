@@ -62,28 +62,30 @@ def find_ids(
     of_recipient = recipient_conditions(wanted, values)
     table = "recipient" if of_recipient else "message"
     width = _WINDOW if of_message or of_recipient else limit
-    until, seen = (
-        (max(wanted.queue_ids), 0)
-        if wanted.queue_ids
-        else db.execute(
-            "SELECT max(queue_id), count(*) FROM"
-            f" (SELECT queue_id FROM {table} WHERE queue_id > ? ORDER BY queue_id LIMIT ?)",
-            (after, width),
-        ).fetchone()
-    )
+    until = max(wanted.queue_ids) if wanted.queue_ids else _end_of_window(db, table, after, width)
+    bound = "" if until is None else " AND {}.queue_id <= :until"
     among = (
         ""
         if not of_recipient
         else " AND m.queue_id IN (SELECT r.queue_id FROM recipient r"
-        f" WHERE r.queue_id > :after AND r.queue_id <= :until AND {all_of(of_recipient)})"
+        f" WHERE r.queue_id > :after{bound.format('r')} AND {all_of(of_recipient)})"
     )
     rows = db.execute(
         "SELECT m.queue_id, m.recipients FROM message m"
-        f" WHERE m.queue_id > :after AND m.queue_id <= :until AND {all_of(of_message)}{among}"
+        f" WHERE m.queue_id > :after{bound.format('m')} AND {all_of(of_message)}{among}"
         " ORDER BY m.queue_id LIMIT :limit",
         values.all | {"after": after, "until": until, "limit": limit},
     ).fetchall()
-    return ids_of_page(rows, limit, until if seen == width else None)
+    return ids_of_page(rows, limit, None if wanted.queue_ids else until)
+
+
+def _end_of_window(db: sqlite3.Connection, table: str, after: str, width: int) -> str | None:
+    """Up to where so many rows reach; None: there are not so many."""
+    row = db.execute(
+        f"SELECT queue_id FROM {table} WHERE queue_id > ? ORDER BY queue_id LIMIT 1 OFFSET ?",
+        (after, width - 1),
+    ).fetchone()
+    return None if row is None else str(row[0])
 
 
 def item_of(db: sqlite3.Connection, queue_id: str) -> QueuedItem | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from relay.mail.address import AddressError, domain_of
 from relay.mail.event import Counted, EventResult, Protection
@@ -22,7 +23,7 @@ def counted_in(
     """Accepted recipients by domain. A message in test mode is not counted."""
     if message.terms is not None and message.terms.is_test:
         return ()
-    sender = _sender_domain(message)
+    sender = _sender_domain(message.reverse_path)
     if len(recipients) == 1:
         (one,) = recipients
         return (Counted(sender, one.domain, EventResult.ACCEPTED, "", policy_text(one.settings)),)
@@ -52,7 +53,7 @@ def counted_out(fields: JsonObject, message: QueuedMessage, recipient: QueuedRec
         result is not EventResult.DEFERRED or reason == "tls-required"
     )
     return Counted(
-        _sender_domain(message),
+        _sender_domain(message.reverse_path),
         recipient.domain,
         result,
         protection or "",
@@ -62,9 +63,34 @@ def counted_out(fields: JsonObject, message: QueuedMessage, recipient: QueuedRec
     )
 
 
-def _sender_domain(message: QueuedMessage) -> str:
+def counted_removed(
+    message: QueuedMessage, recipient: QueuedRecipient, sentence: str
+) -> tuple[Counted, ...]:
+    """A recipient that an operator removed, as `counted_out` counts it."""
+    return _counted_removed(message.reverse_path, recipient.domain, recipient.settings, sentence)
+
+
+@lru_cache(maxsize=1024)
+def _counted_removed(
+    reverse_path: str, domain: str, settings: TlsSettings, sentence: str
+) -> tuple[Counted, ...]:
+    """Cached: of the many recipients that are removed together, most are counted as one thing."""
+    return (
+        Counted(
+            _sender_domain(reverse_path),
+            domain,
+            EventResult.FAILED,
+            Protection.NOT_SENT,
+            policy_text(settings),
+            "removed",
+            exception=sentence,
+        ),
+    )
+
+
+def _sender_domain(reverse_path: str) -> str:
     """The normalised domain of the sender; "<>" for the null reverse-path."""
     try:
-        return domain_of(message.reverse_path) or "<>"
+        return domain_of(reverse_path) or "<>"
     except AddressError:
-        return message.reverse_path.rpartition("@")[2].lower() or "<>"
+        return reverse_path.rpartition("@")[2].lower() or "<>"

@@ -44,7 +44,7 @@ from relay.mail.outcome import (
 )
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.settle import Change
-from relay.report.deliverylog.counting import counted_in, counted_out
+from relay.report.deliverylog.counting import counted_in, counted_out, counted_removed
 from relay.report.deliverylog.message_fields import (
     MAX_TARGETS,
     about_recipient,
@@ -62,6 +62,7 @@ _MAX_HOSTS = 10
 _MAX_HOST_TEXT = 300
 _MAX_CERTIFICATE_TEXT = 200
 _MAX_NAMES = 5
+_REMOVED = "removed from the queue by the operator"
 _SEVERITIES = {State.DELIVERED: "", State.DEFERRED: "temporary"}
 _LEVELS = {"": "info", "temporary": "warn", "permanent": "error"}
 
@@ -127,15 +128,13 @@ def removed(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime
     fields = _about_attempt(
         message, recipient, "removed", now, severity="permanent", reason="removed"
     )
-    status = _without_session(
-        0, "removed from the queue by the operator", "5.0.0", attempts=recipient.attempts
-    )
+    status = _without_session(0, _REMOVED, "5.0.0", attempts=recipient.attempts)
     if recipient.last is not None:
         status["last-code"] = recipient.last.code
         status["last-message"] = recipient.last.message
     fields["delivery-status"] = status
-    counted = counted_out(fields, message, recipient)
-    return _event(fields, message, now, recipient.address, (counted,))
+    counted = counted_removed(message, recipient, _REMOVED)
+    return _event(fields, message, now, recipient.address, counted)
 
 
 def _tested(message: QueuedMessage, recipient: QueuedRecipient, *, now: datetime) -> Event:

@@ -64,14 +64,20 @@ def message_fields(message: QueuedMessage) -> JsonObject:
 
 
 def _policy(message: QueuedMessage, settings: TlsSettings) -> JsonObject:
+    return _policy_of(settings, message.requiretls, message.tls_required_no)
+
+
+@lru_cache(maxsize=256)
+def _policy_of(settings: TlsSettings, requiretls: bool, tls_required_no: bool) -> JsonObject:
+    """Cached: it is the same for most mail. Nobody changes it."""
     require, skip = settings.require_tls, settings.skip_verification
     return {
         "require-tls": require.value,
         "skip-verification": skip.value,
         "require-tls-source": require.source,
         "skip-verification-source": skip.source,
-        "requiretls": message.requiretls,
-        "tls-required-no": message.tls_required_no,
+        "requiretls": requiretls,
+        "tls-required-no": tls_required_no,
     }
 
 

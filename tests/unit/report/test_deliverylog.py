@@ -29,6 +29,7 @@ from relay.queue.entry import Entry, LastAttempt, MessageSummary, QueuedMessage,
 from relay.queue.retry import RetrySchedule
 from relay.queue.settle import settle
 from relay.report.deliverylog import accepted, removed, settled
+from relay.report.deliverylog.counting import counted_out
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123000, tzinfo=UTC)
 SETTINGS = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.DEFAULT))
@@ -269,6 +270,14 @@ def test_message_that_the_operator_removes_has_a_last_event():
     assert (line["event"], line["severity"], line["reason"]) == ("failed", "permanent", "removed")
     assert line["delivery-status"]["attempt-no"] == 3
     assert line["delivery-status"]["last-message"] == "busy"
+
+
+def test_removed_recipient_is_counted_as_its_line_says():
+    for sender in ("a@example.com", "b@example.org", ""):
+        message = replace(MESSAGE, reverse_path=sender)
+        for recipient in (BOB, replace(BOB, settings=LAX), replace(BOB, domain="example.org")):
+            event = removed(message, recipient, now=NOON)
+            assert event.counted == (counted_out(json.loads(event.line), message, recipient),)
 
 
 def test_ids_sort_by_time_and_differ_by_recipient_and_attempt():
