@@ -28,29 +28,31 @@ else:
 
         def decorate(cls):
             made = dataclass(slots=True, unsafe_hash="__hash__" not in vars(cls))(cls)
-            made._copy = _copier(made)
+            made._replaced = _replacer(made)
             return made
 
         return decorate
 
     def replace(value, /, **changes):
         """A copy with other values in some fields."""
-        if not hasattr(value, "_copy"):
-            return dataclasses.replace(value, **changes)
-        copy = value._copy()
-        for name, changed in changes.items():
-            setattr(copy, name, changed)
-        if hasattr(copy, "__post_init__"):
-            copy.__post_init__()
-        return copy
+        replaced = getattr(value, "_replaced", None)
+        return dataclasses.replace(value, **changes) if replaced is None else replaced(**changes)
 
-    def _copier(cls):
-        """A method that copies all fields, written out as `dataclass` writes `__init__` out."""
-        body = "".join(f"    copy.{field.name} = self.{field.name}\n" for field in fields(cls))
+    def _replacer(cls):
+        """A method that copies all fields but those given, written out as `dataclass` writes
+        `__init__` out.
+        """
+        names = [field.name for field in fields(cls)]
+        parameters = "".join(f", {name}=same" for name in names)
+        lines = [f"copy.{name} = self.{name} if {name} is same else {name}" for name in names]
+        if hasattr(cls, "__post_init__"):
+            lines.append("copy.__post_init__()")
         made = {}
         exec(
-            f"def _copy(self):\n    copy = new(cls)\n{body}    return copy\n",
-            {"new": object.__new__, "cls": cls},
+            f"def _replaced(self{parameters}):\n    copy = new(cls)\n"
+            + "".join(f"    {line}\n" for line in lines)
+            + "    return copy\n",
+            {"new": object.__new__, "cls": cls, "same": object()},
             made,
         )
-        return made["_copy"]
+        return made["_replaced"]
