@@ -390,7 +390,7 @@ class Destinations:
         if one is None:
             return _PATIENCE
         seconds = _seconds_of_message(one, now)
-        is_limited = self.limits.limits(hop)
+        is_limited = hop is not None and hop.is_limited
         longest = _LONGEST_TURN_OF_HOP if is_limited else _LONGEST_TURN
         a_second = _TURNS_A_SECOND_OF_HOP if is_limited else self._turns_a_second(one, seconds)
         turn = (_PATIENCE + one.later.count(now) * self._apart(one, hop, seconds)) / 2

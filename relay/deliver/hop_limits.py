@@ -151,15 +151,16 @@ class HopLimits:
         self._known: dict[str, Limited] = {}
         self.waiting: Callable[[str], int] = lambda name: 0
 
-    @staticmethod
-    def limits(hop: NextHop | None) -> bool:
-        """Whether a next hop has a limit of its own."""
-        return hop is not None and (hop.max_connections is not None or hop.rate is not None)
-
     # --- an attempt -------------------------------------------------------------------------------
 
     def begin(self, hop: NextHop, holder: Holder) -> bool:
-        """Let an entry have a connection, and begin a message over it; whether it may."""
+        """Let an entry have a connection, and begin a message over it; whether it may.
+
+        Without a limit it is not kept who has a connection. Where a reload adds a limit, `may_open`
+        waits until enough of the connections from before are closed.
+        """
+        if not hop.is_limited:
+            return True
         one = self._of(hop)
         if not self._take_connection(one, holder):
             return False
@@ -175,6 +176,8 @@ class HopLimits:
 
     def end(self, hop: NextHop, holder: Holder) -> None:
         """An entry has no connection any more."""
+        if not hop.is_limited:
+            return
         one = self._known.get(hop.name)
         if one is not None and holder in one.holders:
             one.holders.discard(holder)
@@ -186,8 +189,10 @@ class HopLimits:
     def is_over(self, holder: Holder) -> None:
         """The attempt of an entry has ended; the next one is a message of its own."""
         for one in self._known.values():
-            one.begun.pop(holder, None)
-            one.late.pop(holder, None)
+            if one.begun:
+                one.begun.pop(holder, None)
+            if one.late:
+                one.late.pop(holder, None)
 
     def wait_for_message(self, hop: NextHop, holder: Holder) -> float:
         """In how many seconds to ask again for the next message of an attempt; 0 if it begins.
@@ -237,6 +242,8 @@ class HopLimits:
 
     def has_room(self, hop: NextHop) -> bool:
         """Whether it is time to ask for room."""
+        if not hop.is_limited:
+            return True
         one = self._known.get(hop.name)
         return one is None or one.hop is not hop or self._clock() >= one.room_at
 

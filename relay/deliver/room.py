@@ -46,6 +46,8 @@ class Room:
         self._turned_away: Counter[Holder] = Counter()
         self._hops: dict[str, NextHop] = {}
         """By line, as the configuration was when an entry came last."""
+        self._limited: dict[str, NextHop] = {}
+        """Those of them that the operator has limited."""
         destinations.limits.waiting = lambda name: lines.length(line_of_hop(name))
 
     def line_of(self, entry: Entry) -> str:
@@ -56,6 +58,9 @@ class Room:
         line = line_of_hop(hop.name)
         if self._hops.get(line) is not hop:
             self._hops[line] = hop
+            self._limited.pop(line, None)
+            if hop.is_limited:
+                self._limited[line] = hop
             self._lines.bind(line, (hop.destination,), inf)
         return line
 
@@ -66,14 +71,14 @@ class Room:
 
     def limited_lines(self) -> list[str]:
         """The lines of next hops whose operator has limited them."""
-        limits = self._destinations.limits
-        return [line for line, hop in self._hops.items() if limits.limits(hop)]
+        return list(self._limited)
 
     def forget_hops(self) -> None:
         """Routes have changed: no line leads to a next hop, for all that is known."""
         for line in self._hops:
             self._lines.unbind(line)
         self._hops.clear()
+        self._limited.clear()
 
     def needs_no_connection(self, line: str) -> bool:
         """Whether an attempt gets on without a reserved connection: it is not known where a line's
@@ -133,10 +138,10 @@ class Room:
 
     def room_in(self) -> float | None:
         """In how many seconds one of the next hops that mail waits for is to be asked again."""
-        limits = self._destinations.limits
-        found = (
-            limits.room_in(hop.name) for line, hop in self._hops.items() if self._lines.length(line)
-        )
+        if not self._limited:
+            return None
+        room_in = self._destinations.limits.room_in
+        found = (room_in(hop.name) for line, hop in self._limited.items() if self._lines.length(line))
         return min((seconds for seconds in found if seconds is not None), default=None)
 
     def _names(self, line: str) -> tuple[str, ...]:
@@ -150,7 +155,7 @@ class Room:
     def _excess_at(self, line: str, name: str) -> int:
         """The same at one destination, with those of other lines that lead to it."""
         hop = self._hops.get(line)
-        if hop is not None and self._destinations.limits.limits(hop):
+        if hop is not None and hop.is_limited:
             return self._lines.length(line) - self._destinations.patience(name, hop)
         waiting = self._lines.waiting_at(name)
         return waiting - self._destinations.patience(name) if waiting else -1

@@ -151,11 +151,15 @@ class NextHop:
     """Where its connections lead: the same for all next hops with these hosts, this port, this
     appearance, and this login, as providers limit each account.
     """
+    is_limited: bool = field(init=False, repr=False, compare=False)
+    """Whether the operator has set `max_connections` or `rate`."""
 
     def __post_init__(self) -> None:
         where = f"{','.join(self.every_host())}:{self.port}{self.appearance}"
         destination = f"{where} as {self.auth.username}" if self.auth is not None else where
         object.__setattr__(self, "destination", destination)
+        is_limited = self.max_connections is not None or self.rate is not None
+        object.__setattr__(self, "is_limited", is_limited)
 
     def every_host(self) -> Iterator[str]:
         """Its hosts in order, whatever their group."""
