@@ -14,7 +14,6 @@ from relay.mail.outcome import Code, Deferred, Outcome
 from relay.mail.record import replace
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules, reconsider
-from relay.policy.settings import TlsSettings
 from relay.queue.entry import Entry
 from relay.queue.store import CHUNK_BYTES, ClaimLost, DeliveryQueue
 
@@ -96,17 +95,10 @@ class Runner:
 
 def reconsidered(entry: Entry, rules: PolicyRules) -> Entry:
     """The entry, with its settings as strict as the current rules require."""
-
-    stricter: dict[TlsSettings, TlsSettings] = {}
-    for settings in {recipient.settings for recipient in entry.recipients}:
-        now = reconsider(
-            settings, rules, reverse_path=entry.message.reverse_path, recipient_domain=entry.domain
-        )
-        if now is not settings:
-            stricter[settings] = now
-    if not stricter:
-        return entry
-    recipients = (
-        replace(one, settings=stricter.get(one.settings, one.settings)) for one in entry.recipients
-    )
-    return replace(entry, recipients=tuple(recipients))
+    sender, domain = entry.message.reverse_path, entry.domain
+    recipients = []
+    for one in entry.recipients:
+        now = reconsider(one.settings, rules, reverse_path=sender, recipient_domain=domain)
+        recipients.append(one if now is one.settings else replace(one, settings=now))
+    stricter = tuple(recipients)
+    return entry if stricter == entry.recipients else replace(entry, recipients=stricter)

@@ -88,6 +88,10 @@ class PolicyRules:
         default_factory=dict, init=False, repr=False, compare=False
     )
     """The settings resolved so far, by sender domain, recipient domain and wishes."""
+    _reconsidered: dict[tuple[TlsSettings, str, str], TlsSettings] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The settings reconsidered so far: those stored, sender domain and recipient domain."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", _normalise_keys(self.domains))
@@ -250,16 +254,24 @@ def reconsider(
 
     The sources stored with the message tell what the message asked for.
     """
+    known = rules._reconsidered
+    key = stored, _sender_domain(reverse_path), recipient_domain
+    settings = known.get(key)
+    if settings is None:
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+        settings = known[key] = _reconsider(stored, rules, *key[1:])
+    return settings
+
+
+def _reconsider(
+    stored: TlsSettings, rules: PolicyRules, sender_domain: str, recipient_domain: str
+) -> TlsSettings:
     wishes = Wishes(
         require_tls=_wish_behind(stored.require_tls),
         skip_verification=_wish_behind(stored.skip_verification),
     )
-    current = resolve(
-        rules, reverse_path=reverse_path, recipient_domain=recipient_domain, wishes=wishes
-    )
-    if current is stored:
-        return stored
-    return tighten(stored, current)
+    return tighten(stored, _resolved(rules, sender_domain, recipient_domain, wishes))
 
 
 def _sender_domain(reverse_path: str) -> str:
