@@ -25,7 +25,16 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from relay.mail.outcome import Bounced, Code, Deferred, Delivered, HopPolicy, HopSession, Outcome
+from relay.mail.outcome import (
+    Bounced,
+    Code,
+    Deferred,
+    Delivered,
+    HopPolicy,
+    HopSession,
+    Outcome,
+    Routing,
+)
 from relay.mail.record import record
 from relay.mail.reply import Reply, parse_reply
 from relay.route.next_hop import Host
@@ -104,9 +113,16 @@ _MOST_TEXT = 2000
 
 
 def judge(
-    answer: Answer, host: Host, session: HopSession | None = None, *, dsn_passed_on: bool = False
+    answer: Answer,
+    host: Host,
+    session: HopSession | None = None,
+    *,
+    dsn_passed_on: bool = False,
+    routing: Routing | None = None,
 ) -> Outcome:
-    """The outcome for a recipient after an answer, if this host is the last one."""
+    """The outcome for a recipient after an answer, if this host is the last one. `dsn_passed_on`,
+    `routing`: what a delivery tells besides; a tally adds the routing to all others.
+    """
     if answer.ours and not answer.status:
         return _broken_off(answer, host, session)
     if answer.reply is None or not _is_an_answer_to(answer.stage, answer.reply):
@@ -114,7 +130,12 @@ def judge(
     reply, text = answer.reply, shown(answer.reply)
     if answer.is_positive:
         return Delivered(
-            reply.status or "2.0.0", reply.code, text, session=session, dsn_passed_on=dsn_passed_on
+            reply.status or "2.0.0",
+            reply.code,
+            text,
+            session=session,
+            routing=routing,
+            dsn_passed_on=dsn_passed_on,
         )
     description = f"{_named(host)} answered {answer.stage} with {reply.code} {text}".rstrip()
     if is_temporary(answer, host):

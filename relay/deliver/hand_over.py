@@ -158,7 +158,13 @@ class HandOver:
         if not session.tls and demands_tls(answer):
             self._tally.go_on(host, index, _tls_demanded(answer, host, session))
             return
-        outcome = judge(answer, host, session, dsn_passed_on=self._connection.offers.dsn)
+        outcome = judge(
+            answer,
+            host,
+            session,
+            dsn_passed_on=self._connection.offers.dsn,
+            routing=self._tally.routing,
+        )
         if isinstance(outcome, Delivered):
             self.has_delivered = True
             self._tally.settle(host, index, outcome)

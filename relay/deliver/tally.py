@@ -50,7 +50,7 @@ class Tally:
         self._trouble = bool(trouble)
         self._temporary = self._trouble
         self._lines = trouble + rejected
-        self._routing = routing
+        self.routing = routing
 
     @property
     def pending(self) -> tuple[QueuedRecipient, ...]:
@@ -128,14 +128,17 @@ class Tally:
 
     def _with_hosts(self, outcome: Outcome, index: int, *, but: Host) -> Outcome:
         """The outcome with what routing and the other hosts have to say about a recipient."""
-        tried = [(host, said) for host, said in self._said.get(index, ()) if host != but]
+        said_of = self._said.get(index, ())
+        tried = [(host, said) for host, said in said_of if host != but] if said_of else []
         if not tried:
-            return replace(outcome, hosts=self._lines, routing=self._routing)
+            if outcome.routing is self.routing and not self._lines:
+                return outcome
+            return replace(outcome, hosts=self._lines, routing=self.routing)
         return replace(
             outcome,
             hosts=(*self._lines, *(host_line(host, said) for host, said in tried)),
             earlier=tuple(said.session for _, said in tried if said.session is not None),
-            routing=self._routing,
+            routing=self.routing,
         )
 
 
