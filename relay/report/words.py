@@ -58,10 +58,12 @@ def protection_of(event: JsonFields) -> Protection | None:
     return Protection.VERIFIED if status["certificate-verified"] else Protection.ENCRYPTED
 
 
-def reason_of(event: JsonFields) -> str:
-    """Why the message was not delivered over verified TLS: one of a few words, none of a host's."""
+def reason_of(event: JsonFields, protection: Protection | None) -> str:
+    """Why the message was not delivered over verified TLS: one of a few words, none of a host's.
+    `protection`: what `protection_of` says.
+    """
     status = event["delivery-status"]
-    match protection_of(event):
+    match protection:
         case Protection.VERIFIED:
             return ""
         case Protection.ENCRYPTED:
@@ -122,7 +124,7 @@ def lacks_tls(event: JsonFields) -> bool:
 def answer_text(code: int, status: str, message: str) -> str:
     """A host's answer on one line, `450 4.2.1 mailbox busy`. A code is not repeated."""
     words = [str(code or ""), "" if message.startswith(status) else status, message]
-    return " ".join(word for word in words if word)
+    return " ".join(filter(None, words))
 
 
 @lru_cache(maxsize=1024)

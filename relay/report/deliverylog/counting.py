@@ -48,7 +48,8 @@ def counted_out(fields: JsonObject, message: QueuedMessage, recipient: QueuedRec
         result = EventResult.DELIVERED
     else:
         result = EventResult.DEFERRED if fields["severity"] == "temporary" else EventResult.FAILED
-    protection, reason = protection_of(fields), reason_of(fields)
+    protection = protection_of(fields)
+    reason = reason_of(fields, protection)
     is_exception = protection is not Protection.VERIFIED and (
         result is not EventResult.DEFERRED or reason == "tls-required"
     )
