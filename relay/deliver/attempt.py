@@ -246,8 +246,10 @@ class Attempt:
             if use is None:
                 continue
             result = await self._try_host(conditions, job, tally, use, turn)
+            if tally.is_settled:
+                return
             turns.tried(result)
-            if tally.is_settled or result not in (HostResult.SILENT, HostResult.ANSWERED):
+            if result not in (HostResult.SILENT, HostResult.ANSWERED):
                 return
 
     async def _conditions_of_hop(
