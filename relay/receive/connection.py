@@ -102,7 +102,7 @@ class Connection(SMTP):
         self._timer_due = 0.0
         self._transactions = 0
         self._transaction_deadline = math.inf
-        """No other deadline is later."""
+        """Of the last transaction, whether it has ended or not; no deadline is later in it."""
 
     # --- callbacks of the transport -------------------------------------------------------------
 
@@ -374,12 +374,12 @@ class Connection(SMTP):
         A command that comes octet by octet does not get more time with each octet.
         """
         now, limits, protocol = self.loop.time(), self._reception.limits, self._protocol
-        if not protocol.in_transaction:
-            self._transaction_deadline = math.inf
-        elif protocol.transactions != self._transactions:
+        if protocol.transactions != self._transactions:
+            self._transactions = protocol.transactions
             self._transaction_deadline = now + limits.transaction_seconds
-        self._transactions = protocol.transactions
-        deadline = min(now + limits.idle_seconds, self._transaction_deadline)
+        deadline = now + limits.idle_seconds
+        if self._transaction_deadline < deadline and protocol.in_transaction:
+            deadline = self._transaction_deadline
         self._deadline = deadline
         if deadline < self._timer_due:
             self._watch(deadline - now)

@@ -192,9 +192,7 @@ class ServerProtocol:
     def _run(self) -> list[Action]:
         """Handle all that is complete in the input."""
         self.has_progressed = False
-        while self._waiting is None and not self.has_ended:
-            if self._position == len(self._input):
-                break
+        while self._position < len(self._input) and self._waiting is None and not self.has_ended:
             if self.is_reading_content:
                 self._read_content()
             else:
@@ -203,7 +201,7 @@ class ServerProtocol:
                     break
                 self._handle_command(line)
             self.has_progressed = True
-        self._input = self._input[self._position :] if self._position < len(self._input) else b""
+        self._input = self._input[self._position :]
         self._position = 0
         return self._take_actions()
 

@@ -27,7 +27,7 @@ from relay.policy.rules import PolicyRules, resolve
 from relay.policy.settings import TlsSettings
 from relay.queue.entry import MessageSummary, QueuedRecipient, State, Terms
 from relay.queue.summary import summarise
-from relay.submit.options import Contradiction, Options, combined, read_options
+from relay.submit.options import NO_OPTIONS, Contradiction, Options, combined, read_options
 from relay.submit.trace import Arrival
 
 HEADER_SECTION_OCTETS = 1024 * 1024
@@ -108,7 +108,9 @@ def open_header(
         domain: resolve(rules, reverse_path=reverse_path, recipient_domain=domain, wishes=wishes)
         for domain in domains
     }
-    asks_for_terms = options is not None or asked != Options(asked.wishes)
+    asks_for_terms = options is not None or (
+        asked is not NO_OPTIONS and asked != Options(asked.wishes)
+    )
     return Screened(
         arrival.queue_id,
         on_top + section.without(*removed),
@@ -142,15 +144,17 @@ def queued_recipients(
     """The recipients as the queue holds them: due, or already finished for a test message."""
     is_test = screened.terms is not None and screened.terms.is_test
     return tuple(
-        QueuedRecipient(
-            index=index,
-            address=recipient.address,
-            domain=recipient.domain,
-            settings=screened.settings[recipient.domain],
-            notify=recipient.notify,
-            orcpt=recipient.orcpt,
-            state=State.DELIVERED if is_test else State.QUEUED,
-            next_attempt=None if is_test else screened.due,
-        )
-        for index, recipient in enumerate(recipients)
+        [
+            QueuedRecipient(
+                index=index,
+                address=recipient.address,
+                domain=recipient.domain,
+                settings=screened.settings[recipient.domain],
+                notify=recipient.notify,
+                orcpt=recipient.orcpt,
+                state=State.DELIVERED if is_test else State.QUEUED,
+                next_attempt=None if is_test else screened.due,
+            )
+            for index, recipient in enumerate(recipients)
+        ]
     )
