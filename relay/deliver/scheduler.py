@@ -334,8 +334,9 @@ class Scheduler:
         """
         if self._stopping or not self._waiting.lines:
             return
+        loop = asyncio.get_running_loop()
         for turn in self._waiting.turns():
-            task = asyncio.create_task(self._run_one(turn))
+            task = loop.create_task(self._run_one(turn))
             self._slots.begin(task, turn.line, turn.entry, turn.rank)
             task.add_done_callback(self._ended_one)
         self._runner.break_off(self._slots.in_the_way())

@@ -149,9 +149,10 @@ class Slots(Generic[A]):
 
     def _share(self, rank: Rank) -> tuple[int, int]:
         """The attempts under way for a class of domains, and the slots that it has."""
-        unproven = len(self.attempts) - len(self._prompt)
+        prompt = len(self._prompt)
+        unproven = len(self.attempts) - prompt
         if rank is Rank.PROVEN:
-            return len(self._prompt), self._most - unproven
+            return prompt, self._most - unproven
         if not self._proven:
             return unproven, self._most
         if rank is Rank.NEW:

@@ -252,7 +252,8 @@ class Waiting(Generic[A]):
         last = self._last
         if last is None:
             return True
-        if any(self.room.has_short_line(line) for line in last.skip - self._left_until.keys()):
+        skipped = last.skip - self._left_until.keys() if last.skip else last.skip
+        if skipped and any(map(self.room.has_short_line, skipped)):
             return True
         return last.only is not None and (
             2 * self._page(Rank.NEW, Rank.BULK) < self._most or self.slots.has_slot(Rank.BULK)
