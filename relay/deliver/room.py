@@ -140,8 +140,8 @@ class Room:
         """In how many seconds one of the next hops that mail waits for is to be asked again."""
         if not self._limited:
             return None
-        room_in = self._destinations.limits.room_in
-        found = (room_in(hop.name) for line, hop in self._limited.items() if self._lines.length(line))
+        limits, length = self._destinations.limits, self._lines.length
+        found = (limits.room_in(hop.name) for line, hop in self._limited.items() if length(line))
         return min((seconds for seconds in found if seconds is not None), default=None)
 
     def _names(self, line: str) -> tuple[str, ...]:

@@ -252,8 +252,9 @@ class Waiting(Generic[A]):
         last = self._last
         if last is None:
             return True
-        skipped = last.skip - self._left_until.keys() if last.skip else last.skip
-        if skipped and any(map(self.room.has_short_line, skipped)):
+        if last.skip and any(
+            self.room.has_short_line(line) for line in last.skip - self._left_until.keys()
+        ):
             return True
         return last.only is not None and (
             2 * self._page(Rank.NEW, Rank.BULK) < self._most or self.slots.has_slot(Rank.BULK)
