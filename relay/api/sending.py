@@ -32,9 +32,9 @@ from relay.submit.message import (
     HEADER_TOO_LARGE,
     OUR_TROUBLE,
     OUT_OF_ROOM,
+    JudgedHeader,
     Refusal,
-    Screened,
-    open_header,
+    judge_header,
     queued_recipients,
 )
 from relay.submit.trace import Arrival, missing_fields, received_field, tcp_info
@@ -132,26 +132,26 @@ class _Incoming:
     ) -> web.Response:
         """Accept the message, or raise the `ApiError` that refuses it."""
         size = len(section.octets) + len(displaced)
-        opened = await in_thread_if_large(
+        judged = await in_thread_if_large(
             partial(self._open, asked, section, displaced), octets=size
         )
-        if isinstance(opened, Refusal):
-            raise _as_error(opened)
-        content = opened.header + rest
+        if isinstance(judged, Refusal):
+            raise _as_error(judged)
+        content = judged.header + rest
         if len(content) > self.api.message_size_bytes:
             raise ApiError(413, "the message is too large")
-        message = self._message(asked, opened, content)
-        recipients = queued_recipients(opened, asked.recipients)
-        events = deliverylog.taken_in(message, recipients)
+        message = self._message(asked, judged, content)
+        recipients = queued_recipients(judged, asked.recipients)
+        events = deliverylog.accepted_events(message, recipients)
         await self._accept(NewMessage(message, recipients, content, events=events))
         log.info("%s: accepted over HTTP for %s", self.queue_id, self.domain)
-        return answer({"id": f"<{opened.summary.message_id}>", "message": "Queued. Thank you."})
+        return answer({"id": f"<{judged.summary.message_id}>", "message": "Queued. Thank you."})
 
     def _open(
         self, asked: SendRequest, section: HeaderSection, displaced: bytes
-    ) -> Screened | Refusal:
+    ) -> JudgedHeader | Refusal:
         only_for = asked.recipients[0].address if len(asked.recipients) == 1 else ""
-        return open_header(
+        return judge_header(
             section,
             self.arrival,
             reverse_path=asked.reverse_path,
@@ -169,22 +169,22 @@ class _Incoming:
             removed=(b"bcc",),
         )
 
-    def _message(self, asked: SendRequest, opened: Screened, content: bytes) -> QueuedMessage:
+    def _message(self, asked: SendRequest, judged: JudgedHeader, content: bytes) -> QueuedMessage:
         eight_bit = not content.isascii()
         return QueuedMessage(
             queue_id=self.queue_id,
             reverse_path=asked.reverse_path,
-            arrived=opened.arrived,
+            arrived=judged.arrived,
             size_bytes=len(content),
-            summary=opened.summary,
+            summary=judged.summary,
             body=Body.EIGHT_BIT_MIME if eight_bit else Body.SEVEN_BIT,
             eight_bit=eight_bit,
             smtputf8=asked.smtputf8,
             origin="http",
             client=f"HTTP [{self.client}]",
             client_tls=_tls_of(self.request),
-            terms=opened.terms,
-            tls_required_no=opened.tls_required_no,
+            terms=judged.terms,
+            tls_required_no=judged.tls_required_no,
         )
 
     async def _accept(self, new: NewMessage) -> None:

@@ -133,7 +133,7 @@ class Parts:
         self.metrics.expect_logins(config.oauth2, logged_in_at(config))
         self.tokens = self._make_tokens()
         self.logins = RouteCredentials(
-            self.tokens, rests=worker.shared_rests, told=self.metrics.login_refused
+            self.tokens, rests=worker.shared_rests, on_refusal=self.metrics.login_refused
         )
         self.router = self._make_router()
         self.policies = self._make_policies(stores.policies)
@@ -171,7 +171,7 @@ class Parts:
             lambda: self.config.oauth2,
             client.post,
             clock=self.clock,
-            told=self.metrics.token_request,
+            on_request=self.metrics.token_request,
         )
 
     def _make_policies(self, cache: PolicyCache) -> StsPolicies:
@@ -183,7 +183,7 @@ class Parts:
             contexts=self.contexts,
             clock=self.clock,
             at_once=max(1, share(AT_ONCE, self.worker.number, self.worker.workers)),
-            told=self._policy_fetched,
+            on_fetch=self._policy_fetched,
         )
 
     def _make_memory(self, store: MemoryStore) -> DowngradeMemory:
@@ -191,7 +191,7 @@ class Parts:
             store,
             lambda: self.config.downgrade_memory,
             clock=self.clock,
-            told=self.metrics.downgrade_alarm,
+            on_alarm=self.metrics.downgrade_alarm,
         )
 
     def _make_floors(self) -> Floors:

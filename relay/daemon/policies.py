@@ -12,7 +12,7 @@ from datetime import datetime
 from relay.config import Config
 from relay.deliver.https import HttpsClient
 from relay.deliver.sts_fetch import AT_ONCE, PolicyFetcher
-from relay.deliver.sts_policies import StsPolicies, Told
+from relay.deliver.sts_policies import OnFetch, StsPolicies
 from relay.deliver.tls import TlsContexts
 from relay.queue.policies import PolicyCache
 from relay.route.answers import Resolver
@@ -28,7 +28,7 @@ def make_policies(
     contexts: TlsContexts,
     clock: Callable[[], datetime],
     at_once: int = AT_ONCE,
-    told: Told = lambda domain, found, before: None,
+    on_fetch: OnFetch = lambda domain, found, before: None,
 ) -> StsPolicies:
     """Policy hosts are under the same rules as mail hosts: roots, versions of TLS, addresses."""
     https = HttpsClient(
@@ -39,4 +39,6 @@ def make_policies(
         at_once=at_once,
     )
     fetch = PolicyFetcher(https).fetch
-    return StsPolicies(resolver, cache, fetch, clock=clock, random=random.SystemRandom(), told=told)
+    return StsPolicies(
+        resolver, cache, fetch, clock=clock, random=random.SystemRandom(), on_fetch=on_fetch
+    )

@@ -48,7 +48,7 @@ def make_reporter(parts: Parts, view: TlsSessionsView) -> TlsReporter | None:
         rules=parts.rules,
         may_sign=lambda domain: domain in parts.signing_keys,
         clock=parts.clock,
-        told=parts.metrics.tls_report,
+        on_try=parts.metrics.tls_report,
     )
     return TlsReporter(view, parts.store, sender, clock=parts.clock)
 

@@ -75,7 +75,7 @@ def shown_by(session: HopSession) -> Shown:
 
 
 class DowngradeMemory:
-    """`options`: those in force; `told`: hears of each alarm, once a day and kind."""
+    """`options`: those in force; `on_alarm`: hears of each alarm, once a day and kind."""
 
     def __init__(
         self,
@@ -84,13 +84,13 @@ class DowngradeMemory:
         *,
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
-        told: Callable[[DowngradeAlarm], None] = lambda alarm: None,
+        on_alarm: Callable[[DowngradeAlarm], None] = lambda alarm: None,
     ) -> None:
         self._store = store
         self._options = options
         self.clock = clock
         self._monotonic = monotonic
-        self._told = told
+        self._on_alarm = on_alarm
         self._at_hand: ExpiringCache[_Known] = ExpiringCache(_AT_HAND)
         self._gathered: _Gathered = {}
         self._being_written: _Gathered = {}
@@ -221,7 +221,7 @@ class DowngradeMemory:
             _BEFORE[alarm.before],
             alarm.since.isoformat(timespec="seconds"),
         )
-        self._told(alarm)
+        self._on_alarm(alarm)
 
     # --- for the operator -------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ _REFRESHED_IN_A_LOOK = 100
 _REFRESHED_AT_ONCE = 5
 
 
-Told = Callable[[str, Fetched | FetchFailed, KeptPolicy | None], None]
+OnFetch = Callable[[str, Fetched | FetchFailed, KeptPolicy | None], None]
 
 
 class PolicyPending(Exception):
@@ -91,7 +91,7 @@ class _Came:
 
 
 class StsPolicies:
-    """`told`: called for each fetch, with the policy that was kept before. Close it at the end."""
+    """`on_fetch`: called after each fetch, with the policy kept before. Close it at the end."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class StsPolicies:
         clock: Callable[[], datetime],
         monotonic: Callable[[], float] = time.monotonic,
         random: Random | None = None,
-        told: Told = lambda domain, found, before: None,
+        on_fetch: OnFetch = lambda domain, found, before: None,
     ) -> None:
         self._resolver = resolver
         self._cache = cache
@@ -110,7 +110,7 @@ class StsPolicies:
         self._clock = clock
         self._monotonic = monotonic
         self._random = random or Random()
-        self._told = told
+        self._on_fetch = on_fetch
         self._at_hand: ExpiringCache[_AtHand] = ExpiringCache(_AT_HAND)
         self._failures: ExpiringCache[_Failure] = ExpiringCache(_FAILURES)
         self._silent: ExpiringCache[bool] = ExpiringCache(_FAILURES)
@@ -294,7 +294,7 @@ class StsPolicies:
         if not is_asked_for and not wants_fetch(before, id, failed=None, now=now):
             return _Came(before)  # another worker was quicker
         found = await self._fetch(domain)
-        self._told(domain, found, before)
+        self._on_fetch(domain, found, before)
         now = self._clock()
         if isinstance(found, FetchFailed):
             self._note_failure(domain, before, found, now)

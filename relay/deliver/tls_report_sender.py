@@ -46,8 +46,8 @@ class TlsReportSender:
     """`view`: the sessions of all workers; `reports`: the store that keeps what was sent.
 
     `post`: sends octets to a URL, and returns why that failed, None where it did not. `may_sign`:
-    whether there is a key for mail from a domain. `told`: hears of each try, by transport and what
-    came of it.
+    whether there is a key for mail from a domain. `on_try`: hears of each try, by transport and
+    what came of it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TlsReportSender:
         rules: Callable[[], PolicyRules],
         may_sign: Callable[[str], bool],
         clock: Callable[[], datetime],
-        told: Callable[[str, str], None] = lambda transport, result: None,
+        on_try: Callable[[str, str], None] = lambda transport, result: None,
     ) -> None:
         self._view = view
         self._reports = reports
@@ -71,7 +71,7 @@ class TlsReportSender:
         self._rules = rules
         self._may_sign = may_sign
         self._clock = clock
-        self._told = told
+        self._on_try = on_try
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._held: set[tuple[date, str, str]] = set()
         """Claims that could not be given back: the store was in trouble."""
@@ -136,17 +136,17 @@ class TlsReportSender:
                 await finish(ReportResult.SENT)
             if failed is not None and is_last and not failed.is_busy:
                 await finish(ReportResult.GIVEN_UP)
-                self._told(target.transport, ReportResult.GIVEN_UP.value)
+                self._on_try(target.transport, ReportResult.GIVEN_UP.value)
                 return None
         except BaseException:
             await self._release(day, domain, target.uri)
             raise
         if failed is None:
-            self._told(target.transport, ReportResult.SENT.value)
+            self._on_try(target.transport, ReportResult.SENT.value)
             return None
         await self._release(day, domain, target.uri)
         if not failed.is_busy:
-            self._told(target.transport, "failed")
+            self._on_try(target.transport, "failed")
         return NoAnswer(f"{target.uri}: {failed.reason}", is_busy=failed.is_busy)
 
     async def _mail(

@@ -97,8 +97,8 @@ class _State:
 
 
 class Tokens:
-    """`sources`: those of the configuration, now. `told`: hears of each request, by the name of the
-    source and what came of it: "granted", "refused" or "unavailable".
+    """`sources`: those of the configuration, now. `on_request`: hears of each request, by the
+    name of the source and what came of it: "granted", "refused" or "unavailable".
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Tokens:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], datetime],
-        told: Callable[[str, str], None] = lambda name, result: None,
+        on_request: Callable[[str, str], None] = lambda name, result: None,
     ) -> None:
         self._sources = sources
         self._post = post
         self._monotonic = monotonic
         self._clock = clock
-        self._told = told
+        self._on_request = on_request
         self._states: dict[str, _State] = {}
         self._requests: set[asyncio.Task[None]] = set()
 
@@ -211,15 +211,15 @@ class Tokens:
                 if state.pause is not None:
                     log.info("oauth2.%s: there is a token again", name)
                 state.token, state.pause = found, None
-                self._told(name, "granted")
+                self._on_request(name, "granted")
             case TokenRefused():
                 state.pause = pause_after(state.pause, found, now=now)
                 log.error("%s; %s", found.reason, _next_try(state.pause, now))
-                self._told(name, "refused")
+                self._on_request(name, "refused")
             case Unavailable():
                 state.pause = pause_after(state.pause, found, now=now)
                 log.warning("%s; %s", found.reason, _next_try(state.pause, now))
-                self._told(name, "unavailable")
+                self._on_request(name, "unavailable")
 
     async def _outcome(self, state: _State) -> Token | TokenRefused | Unavailable:
         source = state.source

@@ -29,16 +29,16 @@ from relay.receive.buffered import SMALL_BYTES, Buffered
 from relay.receive.content import ContentReader
 from relay.receive.limits import Connections, Limits
 from relay.receive.session import Session, Transaction
-from relay.receive.submission import complete, open_message, refusal_of
-from relay.report.deliverylog import taken_in
+from relay.receive.submission import complete, judge_message, refusal_of
+from relay.report.deliverylog import accepted_events
 from relay.submit.log_limit import LogLimit
 from relay.submit.message import (
     HEADER_SECTION_OCTETS,
     HEADER_TOO_LARGE,
     OUR_TROUBLE,
     OUT_OF_ROOM,
+    JudgedHeader,
     Refusal,
-    Screened,
     refuse,
 )
 from relay.submit.trace import Arrival
@@ -86,7 +86,7 @@ class Intake:
         self._arrival = Arrival(reception.hostname, self.queue_id, now)
         self._reception = reception
         self._session = session
-        self._opened: Screened | None = None
+        self._judged: JudgedHeader | None = None
         self._staged_bytes = 0
         self._staging: asyncio.Future[None] | None = None
         self._staging_bytes = 0
@@ -100,7 +100,7 @@ class Intake:
             self._count(self._staging_bytes + held)
         if held < buffered.piece_bytes or self.refusal is not None:
             return False
-        if self._opened is not None or self._has_header():
+        if self._judged is not None or self._has_header():
             return True
         if held > HEADER_SECTION_OCTETS:
             self._refuse(HEADER_TOO_LARGE)
@@ -113,7 +113,7 @@ class Intake:
 
         When this returns, the last piece is still being written: the session reads on meanwhile.
         """
-        if self._opened is None:
+        if self._judged is None:
             await self._open()
         while self.refusal is None and self._has_piece():
             await self._stage_one()
@@ -127,7 +127,7 @@ class Intake:
         """Accept the complete message, or return why not. After None it is committed and synced."""
         if self.reader.flaw is not None:
             self._refuse(refusal_of(self.reader.flaw))
-        if self.refusal is None and self._opened is None:
+        if self.refusal is None and self._judged is None:
             await self._open()
         if self.refusal is None and self._has_piece():
             await self.stage()
@@ -172,22 +172,22 @@ class Intake:
         """Judge the header section, and put it back as it is from now on."""
         content = self.reader.held.take_all()
         if len(content) <= AT_ONCE_OCTETS:
-            opened, rest = self._screened(content)
+            judged, rest = self._judge(content)
         else:
             end = content.find(b"\r\n\r\n")
             octets = end if end >= 0 else len(content)
-            opened, rest = await in_thread_if_large(partial(self._screened, content), octets=octets)
-        if isinstance(opened, Refusal):
-            self._refuse(opened)
+            judged, rest = await in_thread_if_large(partial(self._judge, content), octets=octets)
+        if isinstance(judged, Refusal):
+            self._refuse(judged)
         else:
-            self._opened = opened
+            self._judged = judged
             self.reader.held.put_back(rest)
-            self.reader.held.put_back(opened.header)
+            self.reader.held.put_back(judged.header)
 
-    def _screened(self, content: bytes) -> tuple[Screened | Refusal, bytes]:
+    def _judge(self, content: bytes) -> tuple[JudgedHeader | Refusal, bytes]:
         """The decision about the header section, and the content after it."""
         sections = Sections.of(content)
-        opened = open_message(
+        judged = judge_message(
             self._session,
             self.transaction,
             HeaderSection(sections.header),
@@ -196,7 +196,7 @@ class Intake:
             rules=self._reception.policy(),
             limits=self._reception.limits,
         )
-        return opened, sections.rest
+        return judged, sections.rest
 
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = self.refusal or refusal
@@ -223,21 +223,19 @@ class Intake:
                 self._refuse(self._trouble(error))
 
     async def _accept(self) -> None:
-        assert self._opened is not None
+        assert self._judged is not None
         content = self.reader.held.take_all()
         message, recipients = complete(
-            self._opened,
+            self._judged,
             self._session,
             self.transaction,
             size_bytes=self._staged_bytes + len(content),
             eight_bit=self.reader.eight_bit,
         )
         try:
-            await self._reception.store.accept(
-                NewMessage(
-                    message, recipients, content, self._staged_bytes, taken_in(message, recipients)
-                )
-            )
+            events = accepted_events(message, recipients)
+            new = NewMessage(message, recipients, content, self._staged_bytes, events)
+            await self._reception.store.accept(new)
         except Exception as error:
             self._refuse(self._trouble(error))
 

@@ -45,7 +45,7 @@ from relay.receive.parameters import (
 )
 from relay.receive.session import Session, Transaction
 from relay.receive.trace import received_field
-from relay.submit.message import Refusal, Screened, open_header, queued_recipients, refuse
+from relay.submit.message import JudgedHeader, Refusal, judge_header, queued_recipients, refuse
 from relay.submit.trace import Arrival, missing_fields
 
 _TLS_FIRST = refuse(530, "5.7.0", "STARTTLS comes first here")
@@ -146,7 +146,7 @@ def _bad_address(error: AddressError, arg: bytes, *, of_sender: bool) -> Refusal
 # --- data --------------------------------------------------------------------------------------
 
 
-def open_message(
+def judge_message(
     session: Session,
     transaction: Transaction,
     section: HeaderSection,
@@ -155,7 +155,7 @@ def open_message(
     displaced: bytes = b"",
     rules: PolicyRules,
     limits: Limits,
-) -> Screened | Refusal:
+) -> JudgedHeader | Refusal:
     """Judge a header section, remove its policy fields, and add the relay's Received field."""
     recipients = transaction.recipients.values()
     on_top = received_field(
@@ -163,7 +163,7 @@ def open_message(
     )
     if session.listener.add_missing_headers:
         on_top += missing_fields(section, arrival, reverse_path=transaction.reverse_path)
-    return open_header(
+    return judge_header(
         section,
         arrival,
         reverse_path=transaction.reverse_path,
@@ -182,7 +182,7 @@ def _only(recipients: Iterable[Recipient]) -> str:
 
 
 def complete(
-    opened: Screened,
+    judged: JudgedHeader,
     session: Session,
     transaction: Transaction,
     *,
@@ -191,11 +191,11 @@ def complete(
 ) -> tuple[QueuedMessage, tuple[QueuedRecipient, ...]]:
     """The message in the form that the queue holds."""
     message = QueuedMessage(
-        queue_id=opened.queue_id,
+        queue_id=judged.queue_id,
         reverse_path=transaction.reverse_path,
-        arrived=opened.arrived,
+        arrived=judged.arrived,
         size_bytes=size_bytes,
-        summary=opened.summary,
+        summary=judged.summary,
         body=transaction.body,
         eight_bit=eight_bit,
         smtputf8=transaction.smtputf8,
@@ -205,11 +205,11 @@ def complete(
         client=_describe(session),
         client_tls=f"{session.tls.version}, {session.tls.cipher}" if session.tls else "",
         client_user=session.user.name if session.user else "",
-        terms=_with_next_hop(opened.terms, session.next_hop),
+        terms=_with_next_hop(judged.terms, session.next_hop),
         requiretls=transaction.requiretls,
-        tls_required_no=opened.tls_required_no,
+        tls_required_no=judged.tls_required_no,
     )
-    return message, queued_recipients(opened, tuple(transaction.recipients.values()))
+    return message, queued_recipients(judged, tuple(transaction.recipients.values()))
 
 
 def _with_next_hop(terms: Terms | None, next_hop: str) -> Terms | None:

@@ -112,8 +112,8 @@ _Key = tuple[Auth, tuple[tuple[str, ...], ...]]
 class RouteCredentials:
     """The logins of all next hops of this process.
 
-    `tokens` None: no token is asked for; for who only wants to know that there is a login. `told`:
-    hears of each login that was refused, by the name of the next hop.
+    `tokens` None: no token is asked for; for who only wants to know that there is a login.
+    `on_refusal`: hears of each login that was refused, by the name of the next hop.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class RouteCredentials:
         *,
         rests: Rests | None = None,
         clock: Callable[[], float] = time.monotonic,
-        told: Callable[[str], None] = lambda name: None,
+        on_refusal: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._tokens = tokens
         self._rests: Rests = {} if rests is None else rests
         self._clock = clock
-        self._told = told
+        self._on_refusal = on_refusal
         self._passwords: dict[str, tuple[Stamp | None, str]] = {}
         self._logins: dict[_Key, _Login] = {}
 
@@ -229,7 +229,7 @@ class RouteCredentials:
             words,
             timedelta(seconds=seconds),
         )
-        self._told(hop.name)
+        self._on_refusal(hop.name)
 
     def rest(self, hop: NextHop, credentials: Credentials, host: str = "") -> str:
         """Why this login is not tried now at a host, or at any of the next hop; "" where it may

@@ -57,7 +57,7 @@ _LOOP = refuse(554, "5.4.6", "Too many hops: this message is going round in circ
 
 
 @record(frozen=True, slots=True)
-class Screened:
+class JudgedHeader:
     """A message whose header section was judged: the new header section, and the decisions.
 
     `tls_required_no`: TLS-Required: No has an effect on this message (RFC 8689 §3).
@@ -73,7 +73,7 @@ class Screened:
     tls_required_no: bool = False
 
 
-def open_header(
+def judge_header(
     section: HeaderSection,
     arrival: Arrival,
     *,
@@ -86,7 +86,7 @@ def open_header(
     displaced: bytes = b"",
     removed: Collection[bytes] = (),
     requiretls: bool = False,
-) -> Screened | Refusal:
+) -> JudgedHeader | Refusal:
     """Judge a header section; remove the fields that the relay obeys, and add `on_top`.
 
     `options`: the parameters of the HTTP interface, which must not contradict the fields.
@@ -111,7 +111,7 @@ def open_header(
     asks_for_terms = options is not None or (
         asked is not NO_OPTIONS and asked != Options(asked.wishes)
     )
-    return Screened(
+    return JudgedHeader(
         arrival.queue_id,
         on_top + section.without(*removed),
         summarise(section),
@@ -139,21 +139,21 @@ def _options_of(
 
 
 def queued_recipients(
-    screened: Screened, recipients: Sequence[Recipient]
+    judged: JudgedHeader, recipients: Sequence[Recipient]
 ) -> tuple[QueuedRecipient, ...]:
     """The recipients as the queue holds them: due, or already finished for a test message."""
-    is_test = screened.terms is not None and screened.terms.is_test
+    is_test = judged.terms is not None and judged.terms.is_test
     return tuple(
         [
             QueuedRecipient(
                 index=index,
                 address=recipient.address,
                 domain=recipient.domain,
-                settings=screened.settings[recipient.domain],
+                settings=judged.settings[recipient.domain],
                 notify=recipient.notify,
                 orcpt=recipient.orcpt,
                 state=State.DELIVERED if is_test else State.QUEUED,
-                next_attempt=None if is_test else screened.due,
+                next_attempt=None if is_test else judged.due,
             )
             for index, recipient in enumerate(recipients)
         ]

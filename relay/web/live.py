@@ -18,7 +18,7 @@ from relay.mail.newest import keep_newest
 from relay.queue.event_matching import event_matches
 from relay.queue.event_search import newest_seq
 from relay.queue.store import EventFilter, EventPage, QueueView, SpoolError, StoredEvent
-from relay.web.rows import Row, row_of
+from relay.web.rows import EventRow, row_of
 
 VIEWERS = 400
 _TICK_SECONDS = 0.5
@@ -71,7 +71,7 @@ class Viewer:
 class Live:
     """Reads the store for all viewers."""
 
-    def __init__(self, view: QueueView, render: Callable[[Row], str]) -> None:
+    def __init__(self, view: QueueView, render: Callable[[EventRow], str]) -> None:
         self._view = view
         self._render = render
         self._viewers: set[Viewer] = set()

@@ -27,7 +27,7 @@ from relay.queue.store import (
     SpoolError,
     more_follows,
 )
-from relay.web.rows import Row, row_of
+from relay.web.rows import EventRow, row_of
 from relay.web.state import Web
 
 PAGE_ROWS = 50
@@ -51,7 +51,7 @@ class LogPage:
     `is_unfinished`: the time of the search ended before it found a row; it goes on at `older`.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[EventRow, ...]
     older: int = 0
     is_unfinished: bool = False
 
@@ -69,13 +69,13 @@ async def log_page(
     return LogPage(rows, rows[-1].seq if rows else 0)
 
 
-async def events_of(view: QueueView, queue_id: str) -> tuple[Row, ...]:
+async def events_of(view: QueueView, queue_id: str) -> tuple[EventRow, ...]:
     """The first events of a message, oldest first."""
     found = await view.find_events(EventFilter(queue_id=queue_id), EventPage(limit=STORY_EVENTS))
     return tuple(row_of(one.seq, one.event) for one in found)
 
 
-async def reports_on(view: QueueView, events: Sequence[Row]) -> tuple[Row, ...]:
+async def reports_on(view: QueueView, events: Sequence[EventRow]) -> tuple[EventRow, ...]:
     """The reports on a message, if the search finds them in time."""
     if not events:
         return ()

@@ -14,7 +14,7 @@ from relay.web.facts import FactGroup, groups_of
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EventRow:
     """A row of the log. `kind`: accepted, delivered, deferred, failed, operator."""
 
     seq: int
@@ -31,13 +31,13 @@ class Row:
     event: JsonFields
 
 
-def row_of(seq: int, event: Event) -> Row:
+def row_of(seq: int, event: Event) -> EventRow:
     """The row of an event."""
     line = json.loads(event.line)
     envelope = line.get("envelope", {})
     kind = shown_name(line)
     is_operator = kind == "operator"
-    return Row(
+    return EventRow(
         seq=seq,
         at=event.at,
         kind=kind,

@@ -49,7 +49,7 @@ from relay.web.pages import (
 )
 from relay.web.pages.visit import Visit
 from relay.web.queries import CountedQueue, Forecasts
-from relay.web.rows import Row
+from relay.web.rows import EventRow
 from relay.web.state import Web
 
 _HEADERS = {
@@ -110,7 +110,7 @@ class Site:
         self._row = self._env.get_template("_row.html")
         self.live = Live(state.view, self._render_row)
 
-    def _render_row(self, row: Row) -> str:
+    def _render_row(self, row: EventRow) -> str:
         return self._row.render(row=row)
 
     async def close(self, _: web.Application) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from relay.mail.jsontext import JsonFields
 from relay.queue.entry import TLS_REPORT
 from relay.web.facts import rule_text, setting_text
-from relay.web.rows import Row
+from relay.web.rows import EventRow
 
 
 @dataclass(slots=True)
@@ -18,7 +18,7 @@ class RecipientStory:
 
     address: str
     policy: str = ""
-    attempts: list[Row] = field(default_factory=list)
+    attempts: list[EventRow] = field(default_factory=list)
     state: str = ""
     next_attempt: datetime | None = None
 
@@ -50,7 +50,7 @@ class Story:
     recipients: dict[str, RecipientStory] = field(default_factory=dict)
     header: str = ""
     is_queued: bool = False
-    reports: tuple[Row, ...] = ()
+    reports: tuple[EventRow, ...] = ()
 
     @property
     def is_own(self) -> bool:
@@ -62,7 +62,10 @@ _OWN = ("dsn", TLS_REPORT)
 
 
 def story_of(
-    queue_id: str, rows: Sequence[Row], item: JsonFields | None, reports: Sequence[Row] = ()
+    queue_id: str,
+    rows: Sequence[EventRow],
+    item: JsonFields | None,
+    reports: Sequence[EventRow] = (),
 ) -> Story | None:
     """The story; None where neither the events nor the queue have the message."""
     if not rows and item is None:
@@ -75,7 +78,7 @@ def story_of(
     return story
 
 
-def _tell(story: Story, row: Row) -> None:
+def _tell(story: Story, row: EventRow) -> None:
     line = row.event
     headers = line["message"]["headers"]
     story.sender, story.subject = row.sender, headers["subject"]

@@ -31,7 +31,7 @@ from relay.receive.parameters import ParameterError, mail_parameters, rcpt_param
 from relay.receive.sasl import AuthExchange
 from relay.receive.spec import BareNewline
 from relay.sign.signature import author_domain
-from relay.submit.message import Refusal, open_header
+from relay.submit.message import Refusal, judge_header
 from relay.submit.options import read_options
 from relay.submit.trace import Arrival
 from tests.fakes.fields import iter_fields
@@ -197,7 +197,7 @@ def beginnings(octets: bytes) -> None:
     if header + rest != whole:  # an empty line was missing behind the fields
         assert displaced
         assert rest == b"\r\n" + whole[len(header) :]
-    opened = open_header(
+    opened = judge_header(
         HeaderSection(header),
         Arrival("relay.example", "Q", datetime(2026, 11, 20, tzinfo=UTC)),
         reverse_path="",

@@ -6,7 +6,13 @@ has committed; only it uses the disk.
 
 from __future__ import annotations
 
-from relay.report.deliverylog.dictionary import accepted, operated, removed, settled, taken_in
+from relay.report.deliverylog.dictionary import (
+    accepted,
+    accepted_events,
+    operated,
+    removed,
+    settled,
+)
 from relay.report.deliverylog.file import DeliveryLog, EventSource, NumberedEvent
 
 __all__ = [
@@ -14,8 +20,8 @@ __all__ = [
     "EventSource",
     "NumberedEvent",
     "accepted",
+    "accepted_events",
     "operated",
     "removed",
     "settled",
-    "taken_in",
 ]

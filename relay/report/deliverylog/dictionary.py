@@ -67,7 +67,9 @@ _SEVERITIES = {State.DELIVERED: "", State.DEFERRED: "temporary"}
 _LEVELS = {"": "info", "temporary": "warn", "permanent": "error"}
 
 
-def taken_in(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> tuple[Event, ...]:
+def accepted_events(
+    message: QueuedMessage, recipients: Sequence[QueuedRecipient]
+) -> tuple[Event, ...]:
     """The events of a message that is accepted; in test mode also one for each recipient."""
     events = [accepted(message, recipients)]
     if message.terms is not None and message.terms.is_test:

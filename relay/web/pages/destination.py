@@ -16,7 +16,7 @@ from relay.queue.store import EventFilter
 from relay.web.charts import chart_of
 from relay.web.pages.visit import Visit, latest, read_domain
 from relay.web.queries import log_page
-from relay.web.rows import Row
+from relay.web.rows import EventRow
 
 _HOURS = 720
 _LISTED_EXCEPTIONS = ExceptionPage(limit=20, newest=True)
@@ -53,9 +53,9 @@ async def destination(visit: Visit, probed: JsonFields | None = None) -> web.Str
     )
 
 
-def _hosts_of(rows: Iterable[Row]) -> list[Row]:
+def _hosts_of(rows: Iterable[EventRow]) -> list[EventRow]:
     """The newest row about each host."""
-    hosts: dict[str, Row] = {}
+    hosts: dict[str, EventRow] = {}
     for row in rows:
         host = row.event.get("delivery-status", {}).get("mx-host")
         if host:

@@ -63,7 +63,7 @@ class World:
             lambda: self.options,
             clock=lambda: self.now,
             monotonic=lambda: self.seconds,
-            told=self.told.append,
+            on_alarm=self.told.append,
         )
         self.use()
 

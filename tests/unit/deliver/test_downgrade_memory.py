@@ -64,7 +64,7 @@ class Worker:
             lambda: self.options,
             clock=lambda: Worker.clock,
             monotonic=lambda: Worker.seconds,
-            told=self.told.append,
+            on_alarm=self.told.append,
         )
 
     def learn(self, shown: Shown, *, domain: str = DOMAIN, host: str = MX1) -> None:

@@ -57,7 +57,7 @@ class World:
             clock=lambda: self.now,
             monotonic=lambda: self.now.timestamp(),
             random=Random(1),
-            told=lambda domain, found, before: self.told.append(domain),
+            on_fetch=lambda domain, found, before: self.told.append(domain),
         )
 
     async def _fetch(self, domain: str) -> Fetched | FetchFailed:

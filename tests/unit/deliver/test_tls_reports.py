@@ -106,7 +106,7 @@ class World:
             rules=lambda: self.rules,
             may_sign=self.keys.__contains__,
             clock=lambda: self.now,
-            told=lambda transport, result: self.told.append((transport, result)),
+            on_try=lambda transport, result: self.told.append((transport, result)),
         )
         return TlsReporter(self.store, self.store, sender, clock=lambda: self.now)
 

@@ -71,7 +71,7 @@ class Rig:
             server.post,
             monotonic=lambda: self.now,
             clock=lambda: self.wall,
-            told=lambda name, result: self.told.append(result),
+            on_request=lambda name, result: self.told.append(result),
         )
 
 

@@ -88,7 +88,7 @@ def test_the_senders_own_words_are_in_each_event_of_a_message():
     [change] = settle(one, {0: BUSY}, schedule=RetrySchedule(), now=ARRIVED).changes
     told = [
         deliverylog.settled(one, change, now=ARRIVED),
-        *deliverylog.taken_in(one.message, one.recipients),
+        *deliverylog.accepted_events(one.message, one.recipients),
     ]
     assert len(told) == 3
     for event in map(json.loads, (event.line for event in told)):

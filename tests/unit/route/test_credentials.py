@@ -22,7 +22,7 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.now = 0.0
         self.told: list[str] = []
-        self.logins = RouteCredentials(clock=lambda: self.now, told=self.told.append)
+        self.logins = RouteCredentials(clock=lambda: self.now, on_refusal=self.told.append)
         self.file = directory / "password"
         self.file.write_text("open sesame\nsecond line\n")
         auth = Auth(username="us", password_file=str(self.file))

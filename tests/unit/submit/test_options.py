@@ -12,7 +12,7 @@ from relay.mail.section import ASKING, HeaderSection, Sections
 from relay.policy.fields import Wishes, refuse_fields_in_body
 from relay.policy.rules import PolicyRules
 from relay.queue.entry import Terms
-from relay.submit.message import Refusal, Screened, open_header
+from relay.submit.message import JudgedHeader, Refusal, judge_header
 from relay.submit.options import Contradiction, Options, combined, read_options
 from relay.submit.trace import Arrival
 
@@ -20,9 +20,9 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 LATER = "Fri, 20 Nov 2026 14:00:00 +0100"
 
 
-def opened(header: bytes, options: Options | None = None) -> Screened | Refusal:
+def opened(header: bytes, options: Options | None = None) -> JudgedHeader | Refusal:
     sections = Sections.of(header)
-    return open_header(
+    return judge_header(
         HeaderSection(sections.header),
         Arrival("relay.example", "Q", NOW),
         reverse_path="a@example.com",
@@ -58,7 +58,7 @@ def opened(header: bytes, options: Options | None = None) -> Screened | Refusal:
 )  # fmt: skip
 def test_a_field_is_obeyed_and_taken_out(fields, terms):
     found = opened(b"From: a@b.example\r\n" + fields.encode() + b"Subject: x\r\n")
-    assert isinstance(found, Screened)
+    assert isinstance(found, JudgedHeader)
     assert found.header == b"From: a@b.example\r\nSubject: x\r\n"
     if found.terms is not None:
         assert found.terms == terms
@@ -114,7 +114,7 @@ def test_a_field_that_asks_for_nothing_here_is_taken_out():
         b"X-Mailgun-Delivery-Time-Optimize-Period: 24h\r\nX-Mailgun-Template-Name:\r\n"
     )
     found = opened(b"From: a@b.example\r\n" + header)
-    assert isinstance(found, Screened)
+    assert isinstance(found, JudgedHeader)
     assert found.header == b"From: a@b.example\r\n"
     assert found.terms is None
 
@@ -127,7 +127,7 @@ def test_a_field_that_asks_for_nothing_here_is_taken_out():
 def test_a_field_that_mailgun_writes_itself_goes_on(field):
     header = b"From: a@b.example\r\n" + field + b"\r\n"
     found = opened(header)
-    assert isinstance(found, Screened)
+    assert isinstance(found, JudgedHeader)
     assert found.header == header
     refuse_fields_in_body(b"text\r\n" + field + b"\r\n")
 
@@ -154,7 +154,7 @@ def test_a_message_whose_field_contradicts_an_option_beside_it_is_refused():
     assert isinstance(found, Refusal)
     assert found.reply.text == "o:testmode contradicts a header field of the message"
     found = opened(header, Options(tags=("b",)))
-    assert isinstance(found, Screened)
+    assert isinstance(found, JudgedHeader)
     assert found.terms == Terms(tags=("a", "b"), is_test=True)
 
 
