@@ -1,8 +1,9 @@
 """How many files may be open, and what that leaves for clients and deliveries.
 
-Each connection is an open file, and so is a large message while it comes in, a query, the queue and
-the logs. Where the system allows fewer than the configuration needs, connections give way: without
-a descriptor left, queue and log could not be opened either, and that is worse than a 421.
+Each connection is an open file, and so is a large message while it comes in or is delivered, a
+query, the queue and the logs. Where the system allows fewer than the configuration needs,
+connections give way: without a descriptor left, queue and log could not be opened either, and that
+is worse than a 421.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ class FileBudget:
 
 
 def files_needed(*, clients: int, deliveries: int, queries: int, http: int = 0) -> int:
-    """How many files are open at most; a client may be sending a large message."""
-    return 2 * clients + deliveries + queries + http + RESERVED
+    """How many files are open at most; each client may be sending a large message, and each
+    delivery may be about one.
+    """
+    return 2 * clients + 2 * deliveries + queries + http + RESERVED
 
 
 def budget(limit: int, *, clients: int, deliveries: int, queries: int, http: int = 0) -> FileBudget:

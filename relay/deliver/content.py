@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 Content = bytes | Callable[[], AsyncIterator[bytes]]
 """A message's content: in one piece, or in several."""
 
-PIECE_BYTES = 64 * 1024
+PIECE_BYTES = 256 * 1024
 """The size of the pieces in which content is sent and converted.
 
 So the progress is visible, and other sessions get their turn.

@@ -37,7 +37,10 @@ from relay.queue.statistics import StatisticsView
 from relay.queue.tls_sessions import ReportResult, TlsSessionsView
 
 CHUNK_BYTES = 256 * 1024
-"""Content is staged and read in pieces of at most this size."""
+"""Content is read in pieces of at most this size."""
+
+STAGE_BYTES = 1024 * 1024
+"""Content is staged in pieces of at most this size."""
 
 PAGE_RECIPIENTS = 5000
 """A page of the queue ends behind the message with which it has this many recipients."""

@@ -1,7 +1,7 @@
 """Brings one message from the reader into the store.
 
 A small message is complete in memory when its end is read, and goes to `store.accept` in one
-piece. A larger one is staged in pieces of `CHUNK_BYTES` as it comes. Its header section is
+piece. A larger one is staged in pieces of `STAGE_BYTES` as it comes. Its header section is
 judged and rewritten as soon as it is complete, so that memory holds no more than one or two
 pieces, and less when many messages come in at once (`relay.receive.buffered`). A message that is
 refused on the way is read to its end and kept nowhere; the client gets the refusal after the end
@@ -23,7 +23,7 @@ from relay.mail.section import HeaderSection, Sections
 from relay.mail.threads import AT_ONCE_OCTETS, in_thread_if_large
 from relay.policy.rules import PolicyRules
 from relay.queue.queue_id import new_queue_id
-from relay.queue.store import CHUNK_BYTES, MessageSink, NewMessage, QueueFull, SpoolError
+from relay.queue.store import STAGE_BYTES, MessageSink, NewMessage, QueueFull, SpoolError
 from relay.receive.access import Access
 from relay.receive.buffered import SMALL_BYTES, Buffered
 from relay.receive.content import ContentReader
@@ -207,7 +207,7 @@ class Intake:
         await self._staged()
         if self.refusal is not None:
             return
-        piece = self.reader.held.take(CHUNK_BYTES)
+        piece = self.reader.held.take(STAGE_BYTES)
         staging = self._reception.store.stage(self.queue_id, self._staged_bytes, piece)
         # Counted before the write: a piece that fails half-way has to be discarded, too.
         self._staged_bytes += len(piece)

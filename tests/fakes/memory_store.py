@@ -26,6 +26,7 @@ from relay.queue.header import header_section
 from relay.queue.settle import Change, Settlement
 from relay.queue.store import (
     CHUNK_BYTES,
+    STAGE_BYTES,
     ChangeStep,
     EventFilter,
     ListedMessage,
@@ -129,7 +130,7 @@ class MemoryStore:
     # Taking in.
 
     async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
-        if len(piece) > CHUNK_BYTES:
+        if len(piece) > STAGE_BYTES:
             raise SpoolError(f"a piece of {len(piece)} octets is too large")
         if not offset and queue_id in self._staged:
             raise SpoolError(f"{queue_id}: another message has this queue id")

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from relay.queue.postgres.connection import Db, Link
 from relay.queue.postgres.lease import Lease
-from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError
+from relay.queue.store import CHUNK_BYTES, STAGE_BYTES, NewMessage, SpoolError
 
 INLINE_BYTES = 64 * 1024
 """Content up to this size lies with its message."""
@@ -33,6 +33,8 @@ class Staging:
         if not offset and queue_id in self._staged:
             raise SpoolError(f"{queue_id}: another message has this queue id")
         self._require(queue_id, offset, self._staged.get(queue_id, 0))
+        if len(piece) > STAGE_BYTES:
+            raise SpoolError(f"a piece of {len(piece)} octets is too large")
         await self._put(queue_id, offset, piece)
         self._staged[queue_id] = offset + len(piece)
 
@@ -41,9 +43,10 @@ class Staging:
             raise SpoolError(f"{queue_id}: what is before octet {offset} is not there")
 
     async def _put(self, queue_id: str, offset: int, piece: bytes) -> None:
-        if len(piece) > CHUNK_BYTES:
-            raise SpoolError(f"a piece of {len(piece)} octets is too large")
-        await self._link.ask(_stage, self._lease.id, queue_id, offset, piece)
+        """Write octets at `offset`, in the pieces in which they are read."""
+        for start in range(0, len(piece), CHUNK_BYTES):
+            part = piece[start : start + CHUNK_BYTES]
+            await self._link.ask(_stage, self._lease.id, queue_id, offset + start, part)
 
     async def discard(self, queue_id: str) -> None:
         """Remove what was staged, unless its message was given to `accept`."""
@@ -64,10 +67,8 @@ class Staging:
         is_ours = staged is not None
         try:
             self._require(queue_id, new.staged_bytes, staged or 0)
-            for start in range(0, len(new.content), CHUNK_BYTES):
-                piece = new.content[start : start + CHUNK_BYTES]
-                await self._put(queue_id, new.staged_bytes + start, piece)
-                is_ours = True
+            is_ours = is_ours or bool(new.content)
+            await self._put(queue_id, new.staged_bytes, new.content)
             await commit()
         except BaseException:
             if is_ours:

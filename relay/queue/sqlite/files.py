@@ -6,9 +6,10 @@ directory was. A file is written once, from front to back, and never changed.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 from relay.mail.files import sync_directory, write_all
@@ -18,23 +19,73 @@ CONTENT = "content"
 """The directory of these files, within that of the queue."""
 
 
-def read_piece(path: Path, offset: int, size_bytes: int) -> bytes:
-    """What begins at `offset` of content that has `size_bytes` in all. `SpoolError` where it has
-    not.
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
+"""Of Linux. Other systems have no read that does not wait for the disk."""
+_NOT_NOW = (errno.EAGAIN, errno.EOPNOTSUPP)
+"""The system would have to wait for the disk; or the file system does not know how not to wait."""
+
+
+class WholeFile:
+    """The file of content that has `size_bytes`, open for reading. `SpoolError` where it has not
+    so many.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise SpoolError(f"{path.name}: its content, the file {path}, is gone") from None
-    try:
-        found_bytes = os.fstat(fd).st_size
-        if found_bytes != size_bytes:
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path = path
+        self._size_bytes = size_bytes
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise SpoolError(f"{path.name}: its content, the file {path}, is gone") from None
+        try:
+            self._check(os.fstat(self._fd).st_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, offset: int) -> bytes:
+        """What begins at `offset`, at most `CHUNK_BYTES`; there must be some."""
+        piece = os.pread(self._fd, CHUNK_BYTES, offset)
+        if not piece:
+            self._check(offset)
+        return piece
+
+    def read_at_once(self, offset: int) -> bytes:
+        """The same, as far as the system has it in memory; b"": the disk has to be read first.
+
+        What was written a moment ago is in memory, as a rule.
+        """
+        if not _NOWAIT:
+            return b""
+        piece = bytearray(min(CHUNK_BYTES, self._size_bytes - offset))
+        try:
+            count = os.preadv(self._fd, [piece], offset, _NOWAIT)
+        except OSError as error:
+            if error.errno in _NOT_NOW:
+                return b""
+            raise
+        with memoryview(piece) as read:
+            return bytes(read[:count])
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _check(self, found_bytes: int) -> None:
+        if found_bytes != self._size_bytes:
             raise SpoolError(
-                f"{path.name}: its content, {path}, has {found_bytes} octets of {size_bytes}"
+                f"{self._path.name}: its content, {self._path}, has {found_bytes} octets of"
+                f" {self._size_bytes}"
             )
-        return os.pread(fd, CHUNK_BYTES, offset)
-    finally:
-        os.close(fd)
+
+
+def pieces_of(path: Path, size_bytes: int) -> Iterator[bytes]:
+    """The content in pieces; it waits for the disk."""
+    with closing(WholeFile(path, size_bytes)) as file:
+        offset = 0
+        while offset < size_bytes:
+            piece = file.read(offset)
+            offset += len(piece)
+            yield piece
 
 
 def write_whole(path: Path, pieces: Iterable[bytes]) -> None:

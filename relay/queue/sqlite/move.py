@@ -33,7 +33,7 @@ from relay.queue.request import Request
 from relay.queue.rows import micros
 from relay.queue.sqlite.adopt import orphans
 from relay.queue.sqlite.disk import DATABASE
-from relay.queue.sqlite.files import CONTENT, read_piece, write_whole
+from relay.queue.sqlite.files import CONTENT, pieces_of, write_whole
 from relay.queue.sqlite.schema import LEAVING
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, QueueFull, SpoolError
@@ -287,8 +287,8 @@ def _come(db: sqlite3.Connection, directory: Path, one: Arrival, now: int) -> Ca
 
 def _digest(path: Path, size_bytes: int) -> str:
     found = sha256()
-    for offset in range(0, size_bytes, CHUNK_BYTES):
-        found.update(read_piece(path, offset, size_bytes))
+    for piece in pieces_of(path, size_bytes):
+        found.update(piece)
     return found.hexdigest()
 
 

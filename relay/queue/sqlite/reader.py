@@ -14,6 +14,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
@@ -23,7 +24,7 @@ from relay.queue.nodes import Node
 from relay.queue.sqlite import destinations, events, messages, statistics, tls_sessions
 from relay.queue.sqlite.api_state import domain_settings
 from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
-from relay.queue.sqlite.files import CONTENT, read_piece
+from relay.queue.sqlite.files import CONTENT, WholeFile
 from relay.queue.store import CHUNK_BYTES, SpoolError
 
 T = TypeVar("T")
@@ -114,8 +115,17 @@ class Reader(EngineReader):
         content, in_file, size_bytes = await self.ask(messages.content_of, queue_id)
         if in_file:
             path = self._directory / CONTENT / queue_id
-            for offset in range(0, size_bytes, CHUNK_BYTES):
-                yield await self._on(self._files, read_piece, path, offset, size_bytes)
+            file = await self._on(self._files, WholeFile, path, size_bytes)
+            with closing(file):
+                offset = 0
+                while offset < size_bytes:
+                    piece = file.read_at_once(offset)
+                    if piece:
+                        await asyncio.sleep(0)  # so that others get their turn
+                    else:
+                        piece = await self._on(self._files, file.read, offset)
+                    offset += len(piece)
+                    yield piece
         else:
             for start in range(0, len(content), CHUNK_BYTES):
                 yield content[start : start + CHUNK_BYTES]

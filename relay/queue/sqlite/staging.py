@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 
 from relay.queue.sqlite.contents import Contents
-from relay.queue.store import CHUNK_BYTES, NewMessage, SpoolError
+from relay.queue.store import STAGE_BYTES, NewMessage, SpoolError
 
 
 class Staging:
@@ -28,7 +28,7 @@ class Staging:
 
     async def stage(self, queue_id: str, offset: int, piece: bytes) -> None:
         """Write a piece of content ahead of its message."""
-        if len(piece) > CHUNK_BYTES:
+        if len(piece) > STAGE_BYTES:
             raise SpoolError(f"a piece of {len(piece)} octets is too large")
         self._staged.add(queue_id)
         await self._contents.append(queue_id, offset, piece)

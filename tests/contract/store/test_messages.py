@@ -11,7 +11,14 @@ from datetime import timedelta
 import pytest
 
 from relay.queue.entry import Entry, State, Terms
-from relay.queue.store import CHUNK_BYTES, EventFilter, NewMessage, QueueFilter, SpoolError
+from relay.queue.store import (
+    CHUNK_BYTES,
+    STAGE_BYTES,
+    EventFilter,
+    NewMessage,
+    QueueFilter,
+    SpoolError,
+)
 from relay.report import deliverylog
 from tests.fakes import mail
 from tests.fakes.queued import (
@@ -64,7 +71,7 @@ async def test_message_is_one_entry_for_each_domain(store):
 
 
 @pytest.mark.parametrize(
-    "size", [0, 1, 65536, 65537, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES]
+    "size", [0, 1, 65536, 65537, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, STAGE_BYTES + 1]
 )
 async def test_content_of_any_size_is_read_back_whole(store, size):
     content = os.urandom(size)
@@ -75,13 +82,16 @@ async def test_content_of_any_size_is_read_back_whole(store, size):
     assert all(0 < len(piece) <= CHUNK_BYTES for piece in pieces)
 
 
-async def test_staged_content_and_the_rest_are_read_back_in_order(store):
-    pieces = [os.urandom(CHUNK_BYTES) for _ in range(3)]
-    new = new_message(content=b"the rest", staged_bytes=3 * CHUNK_BYTES)
+@pytest.mark.parametrize("size", [5, CHUNK_BYTES, CHUNK_BYTES + 7, STAGE_BYTES])
+async def test_staged_content_and_the_rest_are_read_back_in_order(store, size):
+    pieces = [os.urandom(size) for _ in range(3)]
+    new = new_message(content=b"the rest", staged_bytes=3 * size)
     for number, piece in enumerate(pieces):
-        await store.stage(new.message.queue_id, number * CHUNK_BYTES, piece)
+        await store.stage(new.message.queue_id, number * size, piece)
     await store.accept(new)
-    assert await content_of(store, new.message.queue_id) == b"".join(pieces) + b"the rest"
+    found = [piece async for piece in store.read_content(new.message.queue_id)]
+    assert b"".join(found) == b"".join(pieces) + b"the rest"
+    assert all(0 < len(piece) <= CHUNK_BYTES for piece in found)
 
 
 async def test_piece_out_of_order_is_refused(store):
@@ -92,9 +102,9 @@ async def test_piece_out_of_order_is_refused(store):
         await store.stage("q", 0, b"x")
 
 
-async def test_piece_of_more_than_chunk_bytes_is_refused(store):
+async def test_piece_of_more_than_stage_bytes_is_refused(store):
     with pytest.raises(SpoolError):
-        await store.stage("q", 0, b"x" * (CHUNK_BYTES + 1))
+        await store.stage("q", 0, b"x" * (STAGE_BYTES + 1))
 
 
 async def test_discard_of_an_accepted_message_does_not_harm_it(store):

@@ -10,7 +10,7 @@ from relay.daemon.files import budget, files_needed, raise_limit
 
 
 def test_shares_are_as_configured_where_files_are_enough() -> None:
-    files = budget(2400, clients=1000, deliveries=200, queries=100)
+    files = budget(2600, clients=1000, deliveries=200, queries=100)
     assert (files.clients, files.deliveries, files.queries, files.is_short) == (
         1000,
         200,

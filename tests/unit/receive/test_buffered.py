@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from relay.queue.store import CHUNK_BYTES
+from relay.queue.store import CHUNK_BYTES, STAGE_BYTES
 from relay.receive.buffered import SMALL_BYTES, Buffered
 from tests.fakes.client import Client
 from tests.fakes.waiting import patient
@@ -71,6 +71,8 @@ async def test_a_long_header_section_is_not_waited_for_when_memory_is_full(desk:
 
 def test_memory_for_all_messages_is_bounded() -> None:
     buffered = Buffered(total_bytes=1000)
+    assert (buffered.piece_bytes, buffered.is_full) == (STAGE_BYTES, False)
+    buffered.held_bytes = 250
     assert (buffered.piece_bytes, buffered.is_full) == (CHUNK_BYTES, False)
     buffered.held_bytes = 500
     assert (buffered.piece_bytes, buffered.is_full) == (SMALL_BYTES, False)

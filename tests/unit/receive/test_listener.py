@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from relay.queue.sqlite.store import SqliteStore
-from relay.queue.store import CHUNK_BYTES, QueueFull, SpoolError
+from relay.queue.store import CHUNK_BYTES, STAGE_BYTES, QueueFull, SpoolError
 from relay.receive import connection as connection_module
 from relay.receive import protocol as protocol_module
 from relay.receive.access import Access, User
@@ -93,8 +93,8 @@ async def test_a_message_of_any_size_arrives_byte_for_byte(desk, size):
     assert message.eight_bit == (size > 200)
     assert message.summary.subject == "big"
     assert desk.store.messages[0].recipients[0].settings.require_tls.value
-    assert desk.store.largest_piece <= CHUNK_BYTES
-    assert len(desk.store.messages[0].content) <= CHUNK_BYTES
+    assert desk.store.largest_piece <= STAGE_BYTES
+    assert len(desk.store.messages[0].content) <= STAGE_BYTES
     assert not desk.store.staged
 
 
@@ -372,7 +372,7 @@ async def test_a_client_that_vanishes_while_a_piece_is_staged_leaves_nothing(des
     client = await desk.client()
     await client.begin()
     await client.say("DATA")
-    await client.send(b"Subject: x\r\n\r\n" + b"x" * (CHUNK_BYTES - 1000))
+    await client.send(b"Subject: x\r\n\r\n" + b"x" * (STAGE_BYTES - 1000))
     await asyncio.sleep(0.05)
     await client.send(
         b"x" * 2000
