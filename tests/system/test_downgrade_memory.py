@@ -178,7 +178,7 @@ async def test_mail_goes_with_the_alarm_after_the_time_of_defer(world: World) ->
     assert (await world.send())["event"] == "delivered"
     world.man.strip()
     assert (await world.send())["event"] == "failed"
-    await asyncio.sleep(5)
+    await asyncio.sleep(patient(5))
     await world.run("queue", "retry", "--all")
     await world.mx.wait_for_messages(2, timeout=patient(30))
     *_, event = await world.sandbox.attempts(BOB, 3)
@@ -192,7 +192,7 @@ async def test_workers_share_what_was_shown_a_restart_keeps_it_and_forget_lifts_
 ) -> None:
     await world.start("defer", workers=2)
     assert (await world.send())["event"] == "delivered"
-    await asyncio.sleep(6)  # written within one second, known to the other worker after five
+    await asyncio.sleep(patient(7))  # written within one second, known to the other worker after five
     world.man.strip()
     for _ in range(12):  # over connections of their own, so that both workers have some
         event = await world.send()
@@ -213,7 +213,7 @@ async def test_workers_share_what_was_shown_a_restart_keeps_it_and_forget_lifts_
 
     assert await world.run("memory", "forget", DOMAIN) == "forgotten: 1 domain\n"
     assert await world.run("memory", "list") == "Nothing is remembered, or nothing of it matches.\n"
-    await asyncio.sleep(6)  # until the other worker knows
+    await asyncio.sleep(patient(7))  # until the other worker knows
     await world.run("queue", "retry", "--all")
     await world.mx.wait_for_messages(14, timeout=patient(60))
     assert sum(not message.in_tls for message in world.mx.messages) == 13

@@ -21,7 +21,6 @@ from tests.fakes.floors import Published, floors_of
 from tests.fakes.queue import MemoryQueue
 from tests.fakes.scheduling import make_scheduler
 from tests.rigs.limited_host import LimitedHost
-from tests.unit.deliver.conftest import QUICK
 
 SCHEDULE = RetrySchedule(waits=(timedelta(minutes=5), timedelta(hours=1)))
 
@@ -47,7 +46,7 @@ async def delivering(
     hosts_of: HostsOf,
     contexts: TlsContexts,
     *,
-    timeouts: Timeouts = QUICK,
+    timeouts: Timeouts = SLOW,
     hop_of: Callable[[str], NextHop | None] = lambda domain: None,
     **options: Any,
 ) -> AsyncIterator[Delivery]:

@@ -15,6 +15,7 @@ from relay.route.next_hop import Host
 from tests.fakes.queue import MemoryQueue
 from tests.fakes.waiting import idle_seconds, until
 from tests.rigs.limited_host import LimitedHost
+from tests.unit.deliver.conftest import QUICK
 from tests.unit.deliver.delivering import SLOW, at, delivering, fill
 
 
@@ -23,7 +24,8 @@ async def deliver_all(
 ) -> tuple[MemoryQueue, float]:
     """200 messages to a host; the queue afterwards, and the seconds that took."""
     queue = fill(200, domains)
-    async with delivering(queue, lambda _: [at(host)], contexts):
+    timeouts = QUICK if host.manner == "silence" else SLOW
+    async with delivering(queue, lambda _: [at(host)], contexts, timeouts=timeouts):
         took = await until(lambda: len(queue.settlements) >= 200, within=40)
     return queue, took
 
@@ -142,7 +144,7 @@ async def test_a_host_without_a_greeting_holds_five_places_whatever_names_lead_t
 async def test_silence_of_a_host_counts_for_all_its_names(contexts):
     queue = fill(100, 100, "dead")
     async with LimitedHost(0, "silence") as dead:
-        async with delivering(queue, lambda _: [at(dead)], contexts) as delivery:
+        async with delivering(queue, lambda _: [at(dead)], contexts, timeouts=QUICK) as delivery:
             await until(lambda: delivery.destinations.silence_of(at(dead).destination) is not None)
             await until(lambda: len(queue.settlements) >= 50)
         assert dead.connections <= 10
@@ -155,7 +157,7 @@ async def test_a_silent_host_is_no_reason_to_leave_its_backup_alone(contexts):
     queue = fill(40, 40)
     async with LimitedHost(0, "silence") as dead, LimitedHost(99) as backup:
         hosts = [at(dead), Host("mx2.example", backup.address, backup.port, preference=20)]
-        async with delivering(queue, lambda _: hosts, contexts):
+        async with delivering(queue, lambda _: hosts, contexts, timeouts=QUICK):
             await until(lambda: len(queue.settlements) >= 40)
     assert queue.states() == {State.DELIVERED: 40}
     assert dead.connections <= 5

@@ -13,6 +13,7 @@ from relay.route.next_hop import Credentials
 from relay.sandbox.certificates import Kind
 from relay.sandbox.script import Script, ScriptedReply, StartTls, Then
 from tests.fakes.mail import entry
+from tests.fakes.waiting import until
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 CLEAR = Script(starttls=StartTls.ABSENT)
@@ -197,8 +198,8 @@ async def test_a_connection_does_not_last_for_ever(rig, limits):
         await rig.send(entry())
         await asyncio.sleep(0.06)
     assert len(mx.connections) > 1
+    await until(lambda: mx.connections[0].closed)
     assert mx.connections[0].verbs[-1] == "QUIT"
-    assert mx.connections[0].closed
 
 
 async def test_connection_that_idled_longest_is_closed_where_all_places_are_taken(rig):
@@ -209,7 +210,7 @@ async def test_connection_that_idled_longest_is_closed_where_all_places_are_take
         rig.hosts[:] = [routes[number]]
         await rig.send(entry())
     assert [len(mx.connections) for mx in hosts] == [1, 1, 1]
-    await asyncio.sleep(0.05)
+    await until(lambda: hosts[1].connections[0].closed)
     assert [mx.connections[0].closed for mx in hosts] == [False, True, False]
 
 
@@ -226,7 +227,6 @@ async def test_closed_pool_keeps_no_connection(rig):
     await rig.send(entry())
     await rig.attempt.close()
     assert len(rig.attempt._pool) == 0
-    await asyncio.sleep(0.05)
-    assert mx.connections[0].verbs[-1] == "QUIT"
+    await until(lambda: mx.connections[0].verbs[-1] == "QUIT")
     assert isinstance(await rig.send(entry()), Delivered)
     assert len(rig.attempt._pool) == 0

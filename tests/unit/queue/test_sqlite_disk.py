@@ -8,7 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -365,13 +365,14 @@ async def test_a_database_locked_by_another_program_is_a_delay_and_no_more(tmp_p
 
 
 async def test_the_event_loop_is_free_while_the_disk_is_slow(tmp_path):
+    has_written = threading.Event()
     async with opened(tmp_path / "spool") as store:
-        slow = asyncio.create_task(on_the_writer(store, lambda db: time.sleep(0.5)))
-        ticks = 0
-        while not slow.done():
+        slow = asyncio.create_task(on_the_writer(store, lambda db: has_written.wait(patient(10))))
+        for _ in range(20):
             await asyncio.sleep(0.01)
-            ticks += 1
-        assert ticks > 20
+            assert not slow.done()
+        has_written.set()
+        await slow
 
 
 async def test_a_mistake_of_our_own_fails_its_request_and_not_the_store(tmp_path):

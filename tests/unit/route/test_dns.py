@@ -670,10 +670,10 @@ async def test_caller_during_a_query_waits_for_the_same_answer(server, resolver)
 async def test_cancelled_caller_does_not_take_the_answer_from_the_others(server, resolver):
     server.set("example.net", "MX", DnsAnswer(("10 mx.example.net.",), delay=0.2))
     impatient = asyncio.create_task(resolver.mx("example.net"))
-    patient = asyncio.create_task(resolver.mx("example.net"))
+    other = asyncio.create_task(resolver.mx("example.net"))
     await asyncio.sleep(0.05)
     impatient.cancel()
-    assert isinstance(await patient, MxAnswer)
+    assert isinstance(await other, MxAnswer)
     assert server.asked("example.net", "MX") == 1
 
 

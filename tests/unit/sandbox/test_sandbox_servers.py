@@ -11,7 +11,7 @@ from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.mx import MxServer
 from relay.sandbox.recording import Phase
 from relay.sandbox.script import TLS_1_0_ONLY, Script, ScriptedReply, StartTls, Then
-from tests.fakes.waiting import patient
+from tests.fakes.waiting import patient, until
 
 AUTHORITY = Authority()
 MESSAGE = b"Subject: hello\r\n\r\n.a line with a dot\r\nend\r\n"
@@ -115,7 +115,7 @@ async def test_a_hanging_handshake_keeps_the_bytes_apart():
         writer.write(b"STARTTLS\r\n")
         assert (await reader.readline()).startswith(b"220")
         writer.write(b"\x16\x03hello")
-        await asyncio.sleep(0.05)
+        await until(lambda: mx.connections[0].in_handshake == b"\x16\x03hello")
         writer.close()
         await writer.wait_closed()
     assert mx.connections[0].clear == b"STARTTLS\r\n"
