@@ -192,7 +192,8 @@ async def test_workers_share_what_was_shown_a_restart_keeps_it_and_forget_lifts_
 ) -> None:
     await world.start("defer", workers=2)
     assert (await world.send())["event"] == "delivered"
-    await asyncio.sleep(patient(7))  # written within one second, known to the other worker after five
+    # Written within one second, known to the other worker after five.
+    await asyncio.sleep(patient(7))
     world.man.strip()
     for _ in range(12):  # over connections of their own, so that both workers have some
         event = await world.send()
