@@ -29,6 +29,10 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = TlsSettings(Setting(True, Source.MESSAGE), Setting(False, Source.DOMAIN, "example.com"))
 CONTENT = b"Subject: hello\r\nFrom: a@example.com\r\n\r\nbody\r\n"
 
+MINUTE = timedelta(minutes=1)
+WAIT = timedelta(minutes=5)
+ALL = QueueFilter()
+
 REPORT_WINDOW = timedelta(minutes=4)
 """How long a pending report waits for other attempts that are due."""
 
@@ -97,7 +101,7 @@ def event(
 
 
 def settled(
-    entry: Entry, *outcomes: Outcome, at: datetime = NOW, wait: timedelta = timedelta(minutes=5)
+    entry: Entry, *outcomes: Outcome, at: datetime = NOW, wait: timedelta = WAIT
 ) -> Settlement:
     """What an attempt leaves: an outcome for each recipient, the last for all that follow."""
     changes = []
@@ -128,7 +132,7 @@ async def claim_all(
 
 async def queue_ids(view: QueueView) -> list[str]:
     """The messages of the queue, or those that match."""
-    return [listed.queue_id for listed in await view.list_messages(QueueFilter(), now=NOW)]
+    return [listed.queue_id for listed in await view.list_messages(ALL, now=NOW)]
 
 
 async def some_messages(store: Store) -> None:

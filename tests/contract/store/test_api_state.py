@@ -5,13 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from relay.queue.api_state import DomainSettings, PendingCall, Webhook
-from relay.queue.store import QueueFilter
 from tests.fakes.queued import NOW
-
-MINUTE = timedelta(minutes=1)
-WAIT = timedelta(minutes=5)
-ALL = QueueFilter()
-
 
 URL = "https://hooks.example/a"
 

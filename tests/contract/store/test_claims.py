@@ -15,7 +15,9 @@ from tests.fakes.queued import (
     BOUNCED,
     DEFERRED,
     DELIVERED,
+    MINUTE,
     NOW,
+    WAIT,
     claim_all,
     event,
     new_message,
@@ -23,10 +25,6 @@ from tests.fakes.queued import (
     settled,
 )
 from tests.fakes.waiting import patient
-
-MINUTE = timedelta(minutes=1)
-WAIT = timedelta(minutes=5)
-ALL = QueueFilter()
 
 
 async def test_entry_is_claimed_once(store):

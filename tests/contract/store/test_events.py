@@ -10,15 +10,12 @@ from datetime import timedelta
 import pytest
 
 from relay.queue.entry import Terms
-from relay.queue.store import EventFilter, EventPage, NewMessage, QueueFilter
+from relay.queue.store import EventFilter, EventPage, NewMessage
 from relay.report import deliverylog
 from tests.fakes import mail
-from tests.fakes.queued import NOW, event, new_message
+from tests.fakes.queued import MINUTE, NOW, event, new_message
 
-MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
-WAIT = timedelta(minutes=5)
-ALL = QueueFilter()
 
 
 def _message(queue_id: str, sender: str, **terms) -> NewMessage:

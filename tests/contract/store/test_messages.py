@@ -26,7 +26,9 @@ from tests.fakes.queued import (
     CONTENT,
     DEFERRED,
     DELIVERED,
+    MINUTE,
     NOW,
+    WAIT,
     claim_all,
     content_of,
     event,
@@ -34,10 +36,6 @@ from tests.fakes.queued import (
     queue_ids,
     settled,
 )
-
-MINUTE = timedelta(minutes=1)
-WAIT = timedelta(minutes=5)
-ALL = QueueFilter()
 
 
 def _message(queue_id: str, sender: str, **terms) -> NewMessage:

@@ -12,6 +12,7 @@ from relay.queue.entry import QueuedMessage, QueuedRecipient, State
 from relay.queue.rows import micros
 from relay.queue.store import QueueFilter, SpoolError, Store
 from tests.fakes.queued import (
+    ALL,
     DEFERRED,
     DELIVERED,
     NOW,
@@ -21,10 +22,6 @@ from tests.fakes.queued import (
     settled,
     some_messages,
 )
-
-MINUTE = timedelta(minutes=1)
-WAIT = timedelta(minutes=5)
-ALL = QueueFilter()
 
 
 async def claimed(store: Store) -> list[str]:

@@ -25,11 +25,6 @@ from tests.fakes.queued import (
     settled,
 )
 
-MINUTE = timedelta(minutes=1)
-WAIT = timedelta(minutes=5)
-ALL = QueueFilter()
-
-
 LONG_AGO = NOW - timedelta(minutes=5)
 
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from tests.rigs.sink import Sink, sink
+
+
+@pytest.fixture
+def mx() -> Iterator[Sink]:
+    """The host that takes the mail."""
+    with sink() as running:
+        yield running
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,11 @@ from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
-from tests.rigs.sink import Sink, sink
+from tests.rigs.sink import Sink
 
 pytestmark = [pytest.mark.needs("smtp-source"), pytest.mark.torture]
 
 DEAD = {"host": "[127.0.0.31]", "port": 9}
-
-
-@pytest.fixture
-def mx() -> Iterator[Sink]:
-    with sink() as running:
-        yield running
 
 
 def rss(pid: int) -> int:

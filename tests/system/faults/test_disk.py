@@ -22,7 +22,7 @@ from tests.fakes.waiting import patient
 from tests.rigs.ledger import LARGE, Ledger, check_agreement, check_log, listed, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
-from tests.rigs.sink import Sink, sink
+from tests.rigs.sink import Sink
 from tests.rigs.strace import strace
 
 MIB = 1024 * 1024
@@ -42,12 +42,6 @@ def mounted(directory: Path, options: str) -> Iterator[Path]:
         yield directory
     finally:
         subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
-@pytest.fixture
-def mx() -> Iterator[Sink]:
-    with sink() as running:
-        yield running
 
 
 @contextlib.contextmanager

@@ -20,15 +20,9 @@ from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, listed, tokens
 from tests.rigs.ports import wait_until
 from tests.rigs.relay import Relay, relay_process
-from tests.rigs.sink import Sink, sink
+from tests.rigs.sink import Sink
 
 NOBODY = {"host": "[127.0.0.31]", "port": 9}
-
-
-@pytest.fixture
-def mx() -> Iterator[Sink]:
-    with sink() as running:
-        yield running
 
 
 @pytest.fixture

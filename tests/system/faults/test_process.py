@@ -35,12 +35,6 @@ QUICK: dict[str, Any] = {"queue": {"retry": ["1s"]}}
 LAST_LINE = b"x\r\n"
 
 
-@pytest.fixture
-def mx() -> Iterator[Sink]:
-    with sink() as running:
-        yield running
-
-
 def streaming(relay: Relay, ledger: Ledger, count: int, **more: Any) -> threading.Thread:
     """A stream of messages beside the test."""
     stream = threading.Thread(target=ledger.stream, args=(relay, tokens(count)), kwargs=more)

@@ -310,19 +310,28 @@ async def test_a_name_is_judged_with_each_call_and_exactly_what_passed_is_connec
     assert [told["event-data"]["queue-id"] for told in ear.heard] == ["Q1"]
 
 
-async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
-    store: SqliteStore, ear: Ear, caller: Caller
-) -> None:
-    """Sixty calls are owed to a host that takes connections and says nothing."""
+@pytest.fixture
+async def silent() -> AsyncIterator[tuple[list[asyncio.StreamWriter], int]]:
+    """Hosts that take connections and say nothing: their connections, and their port."""
     held: list[asyncio.StreamWriter] = []
 
     async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held.append(writer)
         await asyncio.sleep(3600)
 
-    silent = await asyncio.start_server(say_nothing, "127.0.0.2", 0)
-    host, port = silent.sockets[0].getsockname()
-    urls = [f"http://{host}:{port}/{number}" for number in range(3)]
+    server = await asyncio.start_server(say_nothing, "0.0.0.0", 0)
+    yield held, server.sockets[0].getsockname()[1]
+    for writer in held:
+        writer.transport.abort()
+    server.close()
+
+
+async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
+    store: SqliteStore, ear: Ear, caller: Caller, silent: tuple[list[asyncio.StreamWriter], int]
+) -> None:
+    """Sixty calls are owed to a host that takes connections and says nothing."""
+    held, port = silent
+    urls = [f"http://127.0.0.2:{port}/{number}" for number in range(3)]
     await store.api_state.set_webhook("silent.example", "accepted", urls)
     await store.api_state.set_webhook("example.com", "accepted", [ear.url])
     caller.changed()
@@ -337,22 +346,12 @@ async def test_a_webhook_that_never_answers_holds_up_no_call_to_another(
     await ear.until(20)
     assert asyncio.get_running_loop().time() - begun < 25, "the silent ones end after 30 s"
     assert len(held) == 3, "three places of fifty"
-    for writer in held:
-        writer.transport.abort()
-    silent.close()
 
 
 async def test_thirty_hosts_that_never_answer_hold_up_no_call_to_one_that_answered(
-    store: SqliteStore, ear: Ear, caller: Caller
+    store: SqliteStore, ear: Ear, caller: Caller, silent: tuple[list[asyncio.StreamWriter], int]
 ) -> None:
-    held: list[asyncio.StreamWriter] = []
-
-    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        held.append(writer)
-        await asyncio.sleep(3600)
-
-    silent = await asyncio.start_server(say_nothing, "0.0.0.0", 0)
-    port = silent.sockets[0].getsockname()[1]
+    held, port = silent
     for number in range(10):
         urls = [f"http://127.0.2.{number * 3 + n}:{port}/" for n in (1, 2, 3)]
         await store.api_state.set_webhook(f"silent{number}.example", "accepted", urls)
@@ -371,6 +370,3 @@ async def test_thirty_hosts_that_never_answer_hold_up_no_call_to_one_that_answer
     await ear.until(21)
     assert asyncio.get_running_loop().time() - begun < 25, "the silent ones end after 30 s"
     assert len(held) == 38
-    for writer in held:
-        writer.transport.abort()
-    silent.close()

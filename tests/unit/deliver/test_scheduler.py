@@ -60,6 +60,10 @@ class Attempts:
     def hold(self, domain: str) -> asyncio.Event:
         return self.gates.setdefault(domain, asyncio.Event())
 
+    def open_gates(self) -> None:
+        for gate in self.gates.values():
+            gate.set()
+
     async def run(
         self, entry: Entry, content: Callable[[], AsyncIterator[bytes]], sessions: list[TlsSession]
     ) -> Mapping[int, Outcome]:
@@ -85,6 +89,10 @@ class Attempts:
             if not self.past_the_dot:
                 raise
             await self.gates[domain].wait()
+
+
+TWENTY = {"concurrency": 20, "concurrency_per_destination": 5}
+"""Connections in all, and to one destination."""
 
 
 @contextlib.asynccontextmanager
@@ -211,8 +219,7 @@ async def test_destinations_that_are_slow_keep_to_their_own_slots(queue):
             queue.add(f"Q{n}", "b@b.example")
         await queue.until(50)
         assert attempts.most_in_all <= 20
-        for gate in attempts.gates.values():
-            gate.set()
+        attempts.open_gates()
         await queue.until(450)
     assert max(attempts.most.values()) == 2
 
@@ -222,9 +229,7 @@ async def test_a_few_destinations_that_hang_cannot_take_every_place(queue):
     for n in range(400):
         queue.add(f"S{n}", f"a@slow{n % 6}.example")
         attempts.hold(f"slow{n % 6}.example")
-    async with running(
-        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
-    ):
+    async with running(queue, attempts, options=TWENTY):
         await until(lambda: attempts.in_flight.total() == 15)
         queue.add("Q1", "b@b.example")
         queue.add("Q2", "c@c.example")
@@ -234,9 +239,7 @@ async def test_a_few_destinations_that_hang_cannot_take_every_place(queue):
 async def test_a_thousand_destinations_that_hang_do_not_delay_one_that_answered(queue):
     attempts = Attempts()
     queue.add("W0", "w@well.example")
-    async with running(
-        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
-    ):
+    async with running(queue, attempts, options=TWENTY):
         await queue.until(1)
         for n in range(1000):
             attempts.hold(f"slow{n}.example")
@@ -246,17 +249,14 @@ async def test_a_thousand_destinations_that_hang_do_not_delay_one_that_answered(
             queue.add(f"W{n + 1}", "w@well.example")
             await queue.until(n + 2)
         assert queue.most_claimed <= 60
-        for gate in attempts.gates.values():
-            gate.set()
+        attempts.open_gates()
         await queue.until(1051)
 
 
 async def test_a_message_to_a_thousand_names_that_hang_does_not_delay_one_to_a_new_name(queue):
     attempts = Attempts()
     queue.add("W0", "w@well.example")
-    async with running(
-        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
-    ):
+    async with running(queue, attempts, options=TWENTY):
         await queue.until(1)
         for n in range(1000):
             attempts.hold(f"slow{n}.example")
@@ -266,8 +266,7 @@ async def test_a_message_to_a_thousand_names_that_hang_does_not_delay_one_to_a_n
             queue.add(f"N{n}", f"b@new{n}.example")
             await queue.until(n + 2)
         assert queue.most_claimed <= 60
-        for gate in attempts.gates.values():
-            gate.set()
+        attempts.open_gates()
         await queue.until(1021)
 
 
@@ -277,9 +276,7 @@ async def test_destinations_that_have_become_slow_do_not_delay_one_that_is_not(q
     domains = [f"slow{n}.example" for n in range(4)]
     for domain in [*domains, "well.example"]:
         queue.add(domain, f"a@{domain}")
-    async with running(
-        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
-    ):
+    async with running(queue, attempts, options=TWENTY):
         await queue.until(5)
         for n, domain in enumerate(domains * 20):
             attempts.hold(domain)
@@ -289,8 +286,7 @@ async def test_destinations_that_have_become_slow_do_not_delay_one_that_is_not(q
         for n in range(20):
             queue.add(f"W{n}", "w@well.example")
             await queue.until(6 + n)
-        for gate in attempts.gates.values():
-            gate.set()
+        attempts.open_gates()
         await queue.until(105)
 
 
@@ -302,9 +298,7 @@ async def test_proven_destinations_that_all_become_slow_at_once_do_not_keep_ever
     domains = [f"slow{n}.example" for n in range(40)]
     for domain in [*domains, "well.example"]:
         queue.add(domain, f"a@{domain}")
-    async with running(
-        queue, attempts, options={"concurrency": 20, "concurrency_per_destination": 5}
-    ):
+    async with running(queue, attempts, options=TWENTY):
         await queue.until(41)
         for domain in domains:
             attempts.hold(domain)
@@ -314,8 +308,7 @@ async def test_proven_destinations_that_all_become_slow_at_once_do_not_keep_ever
             queue.add(f"W{n}", "w@well.example")
             await queue.until(42 + n)
         assert attempts.in_flight.total() >= 15
-        for gate in attempts.gates.values():
-            gate.set()
+        attempts.open_gates()
         await queue.until(101)
 
 
@@ -329,8 +322,7 @@ async def test_concurrency_holds_in_all_and_for_each_destination(queue):
         queue, attempts, options={"concurrency": 12, "concurrency_per_destination": 7}
     ):
         await until(lambda: attempts.in_flight.total() == 12)
-        for gate in attempts.gates.values():
-            gate.set()
+        attempts.open_gates()
         attempts.gates.clear()
         await queue.until(300)
     assert attempts.most_in_all == 12

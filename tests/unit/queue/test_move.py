@@ -201,16 +201,21 @@ async def test_import_killed_at_any_step_and_run_again_loses_and_doubles_nothing
         assert there | again >= set(EVERY_KIND) - {"pending"}
 
 
+async def half_exported(spool: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that ends before the first message leaves the queue."""
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteMove, "remove", Dying(1).before(SqliteMove.remove))
+        with pytest.raises(Crash):
+            await exported(spool, files)
+
+
 async def test_half_moved_message_is_taken_back_by_an_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await filled(tmp_path / "a")
     async with opened(tmp_path / "a") as store:
         before = await seen(store)
-    with monkeypatch.context() as patched:
-        patched.setattr(SqliteMove, "remove", Dying(1).before(SqliteMove.remove))
-        with pytest.raises(Crash):
-            await exported(tmp_path / "a", tmp_path / "files")
+    await half_exported(tmp_path / "a", tmp_path / "files", monkeypatch)
     result = await imported(tmp_path / "a", tmp_path / "files")
     assert (result.moved, result.left) == (len(EVERY_KIND), 0)
     async with opened(tmp_path / "a") as store:
@@ -222,10 +227,7 @@ async def test_operator_cannot_release_what_is_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await filled(tmp_path / "a")
-    with monkeypatch.context() as patched:
-        patched.setattr(SqliteMove, "remove", Dying(1).before(SqliteMove.remove))
-        with pytest.raises(Crash):
-            await exported(tmp_path / "a", tmp_path / "files")
+    await half_exported(tmp_path / "a", tmp_path / "files", monkeypatch)
     async with opened(tmp_path / "a") as store:
         for verb in ("release", "retry", "remove"):
             assert (await store.change(QueueFilter(), verb=verb, now=NOW)).changed == 0
@@ -235,10 +237,7 @@ async def test_export_to_another_directory_names_the_one_that_messages_are_on_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await filled(tmp_path / "a")
-    with monkeypatch.context() as patched:
-        patched.setattr(SqliteMove, "remove", Dying(1).before(SqliteMove.remove))
-        with pytest.raises(Crash):
-            await exported(tmp_path / "a", tmp_path / "files")
+    await half_exported(tmp_path / "a", tmp_path / "files", monkeypatch)
     result = await exported(tmp_path / "a", tmp_path / "others")
     assert (result.moved, result.left) == (0, len(EVERY_KIND))
     assert str(tmp_path / "files") in result.reasons[0]

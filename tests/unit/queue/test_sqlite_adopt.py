@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,28 +27,22 @@ from tests.fakes.queued import (
     content_of,
     event,
     new_message,
+    opened,
     settled,
 )
 
 LATER = NOW + timedelta(hours=1)
 
 
-async def opened(path: Path, *, adopting: tuple[str, ...] | None = None) -> SqliteStore:
-    found = (
-        orphans(path, "worker-", present=())
-        if adopting is None
-        else [path / one for one in adopting]
-    )
-    return await SqliteStore.open(path, now=NOW, synchronous="OFF", adopting=found)
+def adopting(path: Path) -> AbstractAsyncContextManager[SqliteStore]:
+    """The queue of a relay that adopts all it finds."""
+    return opened(path, adopting=orphans(path, "worker-", present=()))
 
 
 async def left_behind(path: Path, work: Callable[[SqliteStore], Awaitable[None]]) -> None:
     """A queue in which something was done, and whose owner has gone."""
-    store = await SqliteStore.open(path, now=NOW, synchronous="OFF")
-    try:
+    async with opened(path) as store:
         await work(store)
-    finally:
-        await store.close()
 
 
 async def listed(store: SqliteStore) -> list[str]:
@@ -65,8 +60,7 @@ async def test_mail_of_an_adopted_queue_is_delivered(tmp_path: Path) -> None:
     await left_behind(tmp_path / "worker-1", work)
     await left_behind(tmp_path / "worker-2", lambda store: store.accept(new_message(queue_id="T1")))
     await left_behind(tmp_path, lambda store: store.accept(new_message(queue_id="A1")))
-    store = await opened(tmp_path)
-    try:
+    async with adopting(tmp_path) as store:
         assert await listed(store) == ["A1", "S1", "S2", "S3", "T1"]
         assert (await store.counts())[State.HELD] == 1
         claimed = await store.claim_due(now=NOW, limit=10)
@@ -75,8 +69,6 @@ async def test_mail_of_an_adopted_queue_is_delivered(tmp_path: Path) -> None:
         assert await content_of(store, "S2") == large
         assert not list(tmp_path.glob("worker-*"))
         assert not list(tmp_path.glob("adopting-*"))
-    finally:
-        await store.close()
 
 
 async def test_result_of_an_earlier_attempt_is_adopted(tmp_path: Path) -> None:
@@ -87,8 +79,7 @@ async def test_result_of_an_earlier_attempt_is_adopted(tmp_path: Path) -> None:
         await store.record(settled(entries["two.example"], BOUNCED))
 
     await left_behind(tmp_path / "worker-3", work)
-    store = await opened(tmp_path)
-    try:
+    async with adopting(tmp_path) as store:
         assert await store.claim_due(now=NOW, limit=10) == []
         [entry] = await store.claim_due(now=LATER, limit=10)
         [recipient] = entry.recipients
@@ -99,8 +90,6 @@ async def test_result_of_an_earlier_attempt_is_adopted(tmp_path: Path) -> None:
         )
         assert recipient.last is not None
         assert recipient.last.code == 450
-    finally:
-        await store.close()
 
 
 async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones(
@@ -113,8 +102,7 @@ async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones
 
     await left_behind(tmp_path / "worker-1", work)
     await left_behind(tmp_path, lambda store: work(store, "A"))
-    store = await opened(tmp_path)
-    try:
+    async with adopting(tmp_path) as store:
         mark = await store.log_mark()
         unwritten = [one.event.id for one in await store.events_after(mark)]
         assert unwritten == ["A1.accepted.2", "A1.accepted.3", "S1.accepted.2", "S1.accepted.3"]
@@ -134,8 +122,6 @@ async def test_events_the_log_has_are_kept_and_those_it_has_not_come_as_new_ones
         assert len(numbers) == 8
         assert 0 not in numbers
         assert await store.purge_events(before=LATER) == 4, "all that the log has"
-    finally:
-        await store.close()
 
 
 async def test_pending_webhook_calls_and_unread_events_are_adopted(tmp_path: Path) -> None:
@@ -150,14 +136,11 @@ async def test_pending_webhook_calls_and_unread_events_are_adopted(tmp_path: Pat
         await store.log_written(3)
 
     await left_behind(tmp_path / "worker-1", work)
-    store = await opened(tmp_path)
-    try:
+    async with adopting(tmp_path) as store:
         [owed] = await store.api_state.calls_due(now=LATER, limit=9)
         assert (owed.url, owed.line, owed.due, owed.attempts) == (call.url, call.line, LATER, 2)
         assert [one.event.queue_id for one in await store.events_after(0)] == ["S3"]
         assert len(await store.find_events(EventFilter())) == 3
-    finally:
-        await store.close()
 
 
 @pytest.mark.parametrize("seen", [0, 1])
@@ -174,11 +157,8 @@ async def test_events_that_no_webhook_waits_for_are_not_told_as_new(
         await store.log_written(9)
 
     await left_behind(tmp_path / "worker-1", work)
-    store = await opened(tmp_path)
-    try:
+    async with adopting(tmp_path) as store:
         assert await store.events_after(0) == []
-    finally:
-        await store.close()
 
 
 async def test_webhooks_and_settings_of_the_first_worker_stay_in_force(tmp_path: Path) -> None:
@@ -192,14 +172,11 @@ async def test_webhooks_and_settings_of_the_first_worker_stay_in_force(tmp_path:
 
     await left_behind(tmp_path, first)
     await left_behind(tmp_path / "worker-1", other)
-    store = await opened(tmp_path)
-    try:
+    async with adopting(tmp_path) as store:
         assert await store.api_state.webhooks() == [
             Webhook("example.com", "delivered", ("http://127.0.0.1:9/new",))
         ]
         assert await store.api_state.domain_settings() == {}
-    finally:
-        await store.close()
 
 
 @pytest.mark.parametrize("crash", ["before the commit", "after the commit"])
@@ -222,20 +199,16 @@ async def test_a_crash_on_the_way_neither_loses_nor_doubles(
         else:
             patched.setattr("shutil.rmtree", die)
         with pytest.raises(SpoolError):
-            await opened(tmp_path)
+            await adopting(tmp_path).__aenter__()
     if crash == "before the commit":
-        store = await opened(tmp_path, adopting=())
-        assert await listed(store) == []
-        await store.close()
+        async with opened(tmp_path) as store:
+            assert await listed(store) == []
     # A new queue of that name, meanwhile, has nothing to do with the old one.
     await left_behind(tmp_path / "worker-1", lambda store: store.accept(new_message(queue_id="T1")))
     for _ in range(2):
-        store = await opened(tmp_path)
-        try:
+        async with adopting(tmp_path) as store:
             assert await listed(store) == ["S1", "T1"]
             assert await content_of(store, "S1") == large
-        finally:
-            await store.close()
 
 
 async def test_remains_of_an_adopted_queue_after_a_crash_are_removed(
@@ -252,24 +225,18 @@ async def test_remains_of_an_adopted_queue_after_a_crash_are_removed(
     with monkeypatch.context() as patched:
         patched.setattr("shutil.rmtree", begin_to_remove)
         with pytest.raises(SpoolError):
-            await opened(tmp_path)
+            await adopting(tmp_path).__aenter__()
     assert list(tmp_path.glob("adopting-*"))
-    store = await opened(tmp_path)
-    try:
+    async with adopting(tmp_path) as store:
         assert await listed(store) == ["S1"]
         assert not list(tmp_path.glob("adopting-*"))
         assert (tmp_path / "content" / "S1").stat().st_nlink == 1
-    finally:
-        await store.close()
 
 
 async def test_queue_in_use_is_not_adopted(tmp_path: Path) -> None:
-    owner = await SqliteStore.open(tmp_path / "worker-1", now=NOW, synchronous="OFF")
-    try:
+    async with opened(tmp_path / "worker-1"):
         with pytest.raises(SpoolError, match="uses this queue already"):
-            await opened(tmp_path)
-    finally:
-        await owner.close()
+            await adopting(tmp_path).__aenter__()
 
 
 async def test_worker_that_still_exists_keeps_its_queue(tmp_path: Path) -> None:

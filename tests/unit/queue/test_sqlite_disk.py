@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from relay.queue.sqlite.reader import StoppedQueue
 from relay.queue.sqlite.schema import MIGRATIONS, migrate, version_of
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, EventFilter, QueueFilter, QueueFull, SpoolError
+from tests.fakes import queued
 from tests.fakes.queued import DEFERRED, DELIVERED, NOW, content_of, event, new_message, settled
 from tests.fakes.waiting import patient
 
@@ -34,14 +35,9 @@ FIXTURE = Path(__file__).parent / "fixtures" / "version1.sql"
 NO_WAIT = timedelta(0)
 
 
-@contextlib.asynccontextmanager
-async def opened(directory: Path, **options: Any) -> AsyncIterator[SqliteStore]:
-    wanted: dict[str, Any] = {"now": NOW} | options
-    store = await SqliteStore.open(directory, **wanted)
-    try:
-        yield store
-    finally:
-        await store.close()
+def opened(directory: Path, **options: Any) -> AbstractAsyncContextManager[SqliteStore]:
+    """A store that syncs what it commits."""
+    return queued.opened(directory, **{"synchronous": "FULL"} | options)
 
 
 async def on_the_writer(store: SqliteStore, function):

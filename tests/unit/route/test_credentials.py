@@ -157,17 +157,18 @@ async def test_login_by_certificate_needs_no_password(
     assert await rig.logins.of(hop) == Credentials(auth.username or "", mechanism=auth.mechanism)
 
 
+Workers = tuple[RouteCredentials, RouteCredentials]
+
+
 @pytest.fixture
-def workers(rig: Rig) -> tuple[RouteCredentials, RouteCredentials]:
+def workers(rig: Rig) -> Workers:
     """The logins of two workers."""
     rests = SharedRests()
     one, other = (RouteCredentials(rests=rests, clock=lambda: rig.now) for _ in range(2))
     return one, other
 
 
-async def test_workers_share_the_rest_of_a_login_and_its_turn(
-    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
-) -> None:
+async def test_workers_share_the_rest_of_a_login_and_its_turn(rig: Rig, workers: Workers) -> None:
     one, other = workers
     login = await rig.login()
     tried: list[int] = []
@@ -193,7 +194,7 @@ async def test_workers_share_the_rest_of_a_login_and_its_turn(
 
 
 async def test_corrected_password_does_not_rest_in_another_worker(
-    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
+    rig: Rig, workers: Workers
 ) -> None:
     one, other = workers
     one.refused(rig.hop, await rig.login(), HOST, WORDS)
@@ -203,9 +204,7 @@ async def test_corrected_password_does_not_rest_in_another_worker(
     assert found.password == "the right one"
 
 
-async def test_reload_of_one_worker_ends_the_rest_for_all(
-    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
-) -> None:
+async def test_reload_of_one_worker_ends_the_rest_for_all(rig: Rig, workers: Workers) -> None:
     one, other = workers
     login = await rig.login()
     one.refused(rig.hop, login, HOST, WORDS)
@@ -214,7 +213,7 @@ async def test_reload_of_one_worker_ends_the_rest_for_all(
 
 
 async def test_worker_that_hangs_while_it_tries_holds_up_no_other_for_ever(
-    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
+    rig: Rig, workers: Workers
 ) -> None:
     one, other = workers
     login = await rig.login()
@@ -227,7 +226,7 @@ async def test_worker_that_hangs_while_it_tries_holds_up_no_other_for_ever(
 
 
 async def test_attempt_cancelled_while_another_worker_tries_keeps_no_turn(
-    rig: Rig, workers: tuple[RouteCredentials, RouteCredentials]
+    rig: Rig, workers: Workers
 ) -> None:
     one, other = workers
     login = await rig.login()
