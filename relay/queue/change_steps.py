@@ -40,15 +40,18 @@ class FoundStep(NamedTuple):
 class MessageFinder(Protocol):
     """The part of an engine's reader that finds them."""
 
-    async def find_messages(
-        self, wanted: QueueFilter, *, now: datetime, after: str, limit: int
-    ) -> tuple[list[str], str | None]:
-        """The ids of some that match, and up to where the queue was looked through."""
-
-    async def events_of(
-        self, ids: Sequence[str], event_of: EventOfChange
-    ) -> dict[tuple[str, int], Event]:
-        """The event of each recipient that is not final."""
+    async def find_change(
+        self,
+        wanted: QueueFilter,
+        *,
+        now: datetime,
+        after: str,
+        limit: int,
+        event_of: EventOfChange | None,
+    ) -> tuple[list[str], str | None, dict[tuple[str, int], Event]]:
+        """The ids of some that match, up to where the queue was looked through, and the event of
+        each recipient that is not final.
+        """
 
 
 class ChangeSteps:
@@ -88,8 +91,8 @@ class ChangeSteps:
         self._ahead = step, task
 
     async def _find(self, step: WantedStep) -> FoundStep:
-        ids, until = await self._reader.find_messages(
-            step.wanted, now=step.now, after=step.after, limit=_STEP
+        wanted, now, event_of, after = step
+        found = self._reader.find_change(
+            wanted, now=now, after=after, limit=_STEP, event_of=event_of
         )
-        events = await self._reader.events_of(ids, step.event_of) if step.event_of else {}
-        return FoundStep(ids, until, events)
+        return FoundStep(*await found)

@@ -15,6 +15,9 @@ from relay.queue.store import CHUNK_BYTES, EventOfChange, ListedMessage, QueueFi
 
 _ITEMS_AT_ONCE = 200
 
+Found = tuple[list[str], str | None, dict[tuple[str, int], Event]]
+"""A step of a verb, as `EngineReader.find_change` finds it."""
+
 
 class EngineReader(ABC):
     """An engine's reader adds what it asks its database; see `relay.queue.store` for what each
@@ -39,10 +42,16 @@ class EngineReader(ABC):
         """Messages as a listing shows them."""
 
     @abstractmethod
-    async def _make_events(
-        self, ids: Sequence[str], event_of: EventOfChange, /
-    ) -> dict[tuple[str, int], Event]:
-        """The event of each recipient of some messages that is not final."""
+    async def _find_change(
+        self,
+        wanted: QueueFilter,
+        now: datetime,
+        after: str,
+        limit: int,
+        event_of: EventOfChange | None,
+        /,
+    ) -> Found:
+        """The same, with the event of each of their recipients that is not final."""
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
         """The header section."""
@@ -60,23 +69,21 @@ class EngineReader(ABC):
             found += await self._list(ids)
         return found
 
-    async def find_messages(
-        self, wanted: QueueFilter, *, now: datetime, after: str, limit: int
-    ) -> tuple[list[str], str | None]:
-        """The ids of some that match, and up to where the queue was looked through; None: to its
-        end.
+    async def find_change(
+        self,
+        wanted: QueueFilter,
+        *,
+        now: datetime,
+        after: str,
+        limit: int,
+        event_of: EventOfChange | None,
+    ) -> Found:
+        """The ids of some that match, up to where the queue was looked through (None: to its end),
+        and the event of each of their recipients that is not final, by queue id and index.
         """
         ids: list[str] = []
         reached: str | None = after
+        events: dict[tuple[str, int], Event] = {}
         while reached is not None and not ids:
-            ids, reached = await self._find_ids(wanted, now, reached, limit)
-        return ids, reached
-
-    async def events_of(
-        self, ids: Sequence[str], event_of: EventOfChange
-    ) -> dict[tuple[str, int], Event]:
-        """The event of each recipient that is not final, by queue id and index."""
-        found: dict[tuple[str, int], Event] = {}
-        for start in range(0, len(ids), _ITEMS_AT_ONCE):
-            found |= await self._make_events(ids[start : start + _ITEMS_AT_ONCE], event_of)
-        return found
+            ids, reached, events = await self._find_change(wanted, now, reached, limit, event_of)
+        return ids, reached, events

@@ -34,6 +34,7 @@ from relay.queue.store import (
 
 _WINDOW = 5000
 _DUE_WINDOW = 1000
+_EVENTS_AT_ONCE = 200
 _READY_PAGE = 20
 
 _MESSAGE = "queue_id, reverse_path, arrived, size_bytes, data"
@@ -126,7 +127,28 @@ async def listed(db: Db, ids: Sequence[str]) -> list[ListedMessage]:
     )
 
 
-async def events_of(
+async def find_change(
+    db: Db,
+    wanted: QueueFilter,
+    now: datetime,
+    after: str,
+    limit: int,
+    event_of: EventOfChange | None,
+) -> tuple[list[str], str | None, dict[tuple[str, int], Event]]:
+    """What `find_ids` finds, and the event of each recipient that is not final.
+
+    A few at a time: the event loop makes them, and mail waits for it.
+    """
+    ids, until = await find_ids(db, wanted, now, after, limit)
+    events: dict[tuple[str, int], Event] = {}
+    if event_of is not None:
+        for start in range(0, len(ids), _EVENTS_AT_ONCE):
+            some = ids[start : start + _EVENTS_AT_ONCE]
+            events |= await _events_of(db, some, event_of)
+    return ids, until, events
+
+
+async def _events_of(
     db: Db, ids: Sequence[str], event_of: EventOfChange
 ) -> dict[tuple[str, int], Event]:
     """The event of each recipient that is not final."""

@@ -116,19 +116,34 @@ def listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
     )
 
 
-def events_of(
-    db: sqlite3.Connection, ids: Sequence[str], event_of: EventOfChange
-) -> dict[tuple[str, int], Event]:
-    """The event of each recipient that is not final."""
-    rows = db.execute(
-        "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, m.data,"
-        " r.idx, r.domain, r.state, r.due, r.data"
-        " FROM message m JOIN recipient r ON r.queue_id = m.queue_id"
-        f" WHERE m.queue_id IN (SELECT value FROM json_each(?)) AND r.state < {FINAL_NUMBER}"
-        " ORDER BY m.queue_id, r.idx",
-        (json.dumps(ids),),
-    )
-    return events_of_rows(rows, event_of)
+def find_change(
+    db: sqlite3.Connection,
+    wanted: QueueFilter,
+    now: datetime,
+    after: str,
+    limit: int,
+    event_of: EventOfChange | None,
+) -> tuple[list[str], str | None, dict[tuple[str, int], Event]]:
+    """What `find_ids` finds, and the event of each recipient that is not final.
+
+    In one transaction: after each commit of the writer SQLite forgets the pages that it has read.
+    """
+    if event_of is None:
+        return *find_ids(db, wanted, now, after, limit), {}
+    db.execute("BEGIN")
+    try:
+        ids, until = find_ids(db, wanted, now, after, limit)
+        rows = db.execute(
+            "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, m.data,"
+            " r.idx, r.domain, r.state, r.due, r.data"
+            " FROM message m JOIN recipient r ON r.queue_id = m.queue_id"
+            f" WHERE m.queue_id IN (SELECT value FROM json_each(?)) AND r.state < {FINAL_NUMBER}"
+            " ORDER BY m.queue_id, r.idx",
+            (json.dumps(ids),),
+        ).fetchall()
+    finally:
+        db.execute("ROLLBACK")  # nothing was written
+    return ids, until, events_of_rows(rows, event_of)
 
 
 def count_states(db: sqlite3.Connection) -> dict[State, int]:

@@ -136,7 +136,7 @@ class Reader(EngineReader):
 
     _find_ids = searches(messages.find_ids)
     _list = searches(messages.listed)
-    _make_events = searches(messages.events_of)
+    _find_change = searches(messages.find_change)
     _event_bounds = searches(events.event_bounds)
     _events_within = searches(events.events_within)
     find_message = asks(messages.item_of)

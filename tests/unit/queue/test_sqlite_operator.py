@@ -92,14 +92,13 @@ async def test_verb_finds_its_next_stretch_while_one_is_written(store, monkeypat
     for _ in range(25):
         await store.accept(new_message())
     searches: list[str] = []
-    find = store.find_messages
+    find = store.find_change
 
-    async def noted(wanted: QueueFilter, **named: Any) -> tuple[list[str], str | None]:
+    async def noted(wanted: QueueFilter, **named: Any) -> Any:
         searches.append(named["after"])
-        found: tuple[list[str], str | None] = await find(wanted, **named)
-        return found
+        return await find(wanted, **named)
 
-    monkeypatch.setattr(store, "find_messages", noted)
+    monkeypatch.setattr(store, "find_change", noted)
     first = await store.change(ALL, verb="hold", now=NOW)
     assert searches == ["", first.until]
     second = await store.change(ALL, verb="hold", now=NOW, after=first.until)
