@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from relay.mail.event import Event
 from relay.queue.store import EventOfChange, QueueFilter
+from relay.queue.verbs import Changed
 
 _STEP = 500
 
@@ -35,6 +36,19 @@ class FoundStep(NamedTuple):
     ids: Sequence[str]
     until: str | None
     events: Mapping[tuple[str, int], Event]
+
+
+class NamedChange(NamedTuple):
+    """A verb on the messages that a filter names, and the events of their recipients."""
+
+    wanted: QueueFilter
+    verb: str
+    now: datetime
+    events: Mapping[tuple[str, int], Event]
+
+    def events_of(self, changed: Changed) -> list[Event]:
+        """The events of the recipients that were changed."""
+        return [self.events[key] for key in changed.recipients if key in self.events]
 
 
 class MessageFinder(Protocol):

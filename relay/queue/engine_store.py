@@ -9,7 +9,7 @@ has, or a lease that a claim is made under.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime
@@ -19,7 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from relay.mail.event import Event
 from relay.mail.tls_session import TlsSession
 from relay.queue.batch import Rows
-from relay.queue.change_steps import ChangeSteps, WantedStep
+from relay.queue.change_steps import ChangeSteps, NamedChange, WantedStep
 from relay.queue.dispatch import Dispatch
 from relay.queue.engine_reader import EngineReader
 from relay.queue.entry import Entry
@@ -288,10 +288,11 @@ class EngineStore(EngineReader, Generic[Connection]):
         if not ids:
             return ChangeStep(None)
         meant = replace(wanted, queue_ids=frozenset(ids))
+        named = NamedChange(meant, verb, now, events)
         async with self._dispatch.stopped():
-            changed = set((await self._change_named(meant, verb, now, events)).recipients)
+            changed = set((await self._change_named(named)).recipients)
             if await self._others_gave_back(ids):
-                changed.update((await self._change_named(meant, verb, now, events)).recipients)
+                changed.update((await self._change_named(named)).recipients)
         return ChangeStep(until, len(changed), meant.queue_ids)
 
     async def _others_gave_back(self, ids: Sequence[str]) -> bool:
@@ -300,32 +301,19 @@ class EngineStore(EngineReader, Generic[Connection]):
         """
         return False
 
-    async def _change_named(
-        self, wanted: QueueFilter, verb: str, now: datetime, events: Mapping[tuple[str, int], Event]
-    ) -> Changed:
+    async def _change_named(self, change: NamedChange) -> Changed:
         def done(changed: Changed) -> None:
             self._dispatch.counts.add(changed.states)
             self._dispatch.changed()
 
         request = Request(on_commit=done)
-        request.function = lambda db: self._change_rows(db, request, wanted, verb, now, events)
+        request.function = lambda db: self._change_rows(db, request, change)
         result: Changed = await self._submit(request)
         return result
 
     @abstractmethod
-    def _change_rows(
-        self,
-        db: Connection,
-        request: Request,
-        wanted: QueueFilter,
-        verb: str,
-        now: datetime,
-        events: Mapping[tuple[str, int], Event],
-        /,
-    ) -> object:
-        """Do a verb to the messages that the filter names, and write the events of the recipients
-        it changed; `Changed`.
-        """
+    def _change_rows(self, db: Connection, request: Request, change: NamedChange, /) -> object:
+        """Make a change, and write the events of the recipients it changed; `Changed`."""
 
     async def write_event(self, event: Event) -> None:
         """Commit an event that tells of what an operator did."""

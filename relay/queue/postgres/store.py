@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from relay.mail.event import Event
+from relay.queue.change_steps import NamedChange
 from relay.queue.division import Division
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry
@@ -54,7 +54,7 @@ from relay.queue.postgres.statements import Tables
 from relay.queue.postgres.transaction import LeaseLost
 from relay.queue.request import Request
 from relay.queue.settle import Settlement
-from relay.queue.store import QueueFilter, SpoolError, StoredEvent
+from relay.queue.store import SpoolError, StoredEvent
 from relay.queue.verbs import Changed
 
 log = logging.getLogger(__name__)
@@ -306,19 +306,9 @@ class PostgresStore(Reader, EngineStore[Db]):
                 await asyncio.sleep(_STANDSTILL_SECONDS)
             self._dispatch.changed()
 
-    async def _change_rows(
-        self,
-        db: Db,
-        request: Request,
-        wanted: QueueFilter,
-        verb: str,
-        now: datetime,
-        events: Mapping[tuple[str, int], Event],
-        /,
-    ) -> Changed:
-        changed = await claims.change(db, wanted, verb, now)
-        theirs = [events[key] for key in changed.recipients if key in events]
-        await self._tables.write_events(db, request, theirs)
+    async def _change_rows(self, db: Db, request: Request, change: NamedChange, /) -> Changed:
+        changed = await claims.change(db, change.wanted, change.verb, change.now)
+        await self._tables.write_events(db, request, change.events_of(changed))
         return changed
 
     # Events of this node.

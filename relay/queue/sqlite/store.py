@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
-from relay.mail.event import Event
+from relay.queue.change_steps import NamedChange
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry, State
 from relay.queue.event_search import newest_seq
@@ -37,7 +37,7 @@ from relay.queue.sqlite.schema import migrate
 from relay.queue.sqlite.staging import Staging
 from relay.queue.sqlite.statements import Tables, unknown
 from relay.queue.sqlite.statistics import purge_statistics
-from relay.queue.store import CHUNK_BYTES, QueueFilter
+from relay.queue.store import CHUNK_BYTES
 from relay.queue.verbs import Changed
 
 _PURGE_STEP = 1000
@@ -226,18 +226,10 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
         return await newest_seq(self)
 
     def _change_rows(
-        self,
-        db: sqlite3.Connection,
-        request: Request,
-        wanted: QueueFilter,
-        verb: str,
-        now: datetime,
-        events: Mapping[tuple[str, int], Event],
-        /,
+        self, db: sqlite3.Connection, request: Request, change: NamedChange, /
     ) -> Changed:
-        changed = claims.change(db, wanted, verb, now)
-        theirs = [events[key] for key in changed.recipients if key in events]
-        self._tables.write_events(db, request, theirs)
+        changed = claims.change(db, change.wanted, change.verb, change.now)
+        self._tables.write_events(db, request, change.events_of(changed))
         request.function_bytes = _PAGES_OF_CHANGE * PAGE_BYTES * len(changed.recipients)
         return changed
 
