@@ -310,22 +310,14 @@ class StsPolicies:
     ) -> None:
         until = self._monotonic() + BACK_OFF.total_seconds()
         self._failures.put(domain, _Failure(now, found.error, found.reason), expires=until)
+        what = f"the MTA-STS policy of {domain} cannot be fetched ({found.error}: {found.reason})"
         if before is not None and before.is_in_force(now) and _matters(before):
-            log.warning(
-                "the MTA-STS policy of %s cannot be fetched (%s: %s); the one of %s holds until %s",
-                domain,
-                found.error,
-                found.reason,
-                before.fetched.isoformat(timespec="seconds"),
-                before.expires.isoformat(timespec="seconds"),
+            fetched, expires = (
+                at.isoformat(timespec="seconds") for at in (before.fetched, before.expires)
             )
+            log.warning("%s; the one of %s holds until %s", what, fetched, expires)
         else:
-            log.info(
-                "the MTA-STS policy of %s cannot be fetched (%s: %s)",
-                domain,
-                found.error,
-                found.reason,
-            )
+            log.info("%s", what)
 
     async def _keep(self, kept: KeptPolicy, body: bytes) -> None:
         """Keep a policy in the store; in memory for a while, if the store is in trouble."""
