@@ -130,6 +130,16 @@ async def test_large_content_leaves_with_its_message(store, tmp_path):
     assert await content_of(store, "stays") == content
 
 
+async def test_removal_of_small_and_large_messages_in_one_step_leaves_no_file(store, tmp_path):
+    large = b"x" * (CHUNK_BYTES + 1)
+    for number in range(6):
+        await store.accept(new_message(content=large if number % 2 else b"small"))
+    assert len(files_of(tmp_path)) == 3
+    assert (await store.change(QueueFilter(), verb="remove", now=NOW)).changed == 6
+    await files_become(tmp_path, set())
+    assert await store.counts() == {State.QUEUED: 0, State.DEFERRED: 0, State.HELD: 0}
+
+
 async def test_a_message_that_could_not_be_committed_leaves_no_file(store, tmp_path):
     bad = new_message(sender="\udce9@example.com", content=b"x" * (CHUNK_BYTES + 1))
     with pytest.raises(SpoolError):
