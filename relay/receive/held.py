@@ -24,6 +24,8 @@ class Held:
 
     def add(self, block: bytes) -> None:
         """Add octets at the end."""
+        if not block:
+            return
         self._count += len(block)
         if len(block) >= _SMALL_BYTES or not self._blocks:
             self._blocks.append(block)
