@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from relay.queue.store import ContentFile
 
 Content = bytes | Callable[[], AsyncIterator[bytes]]
 """A message's content: in one piece, or in several."""
@@ -16,6 +19,30 @@ So the progress is visible, and other sessions get their turn.
 
 class ContentBroken(Exception):
     """The content could not be read to its end: the relay's trouble, not the host's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Content as the store has it: in pieces, or as a file that can be sent as it is.
+
+    `open_file` returns None where there is no such file.
+    """
+
+    in_pieces: Callable[[], AsyncIterator[bytes]]
+    open_file: Callable[[], Awaitable[ContentFile | None]]
+
+    def __call__(self) -> AsyncIterator[bytes]:
+        return self.in_pieces()
+
+
+async def file_of(content: Content) -> ContentFile | None:
+    """The file of content, for the caller to close, where it can be sent as it is."""
+    if not isinstance(content, Stored):
+        return None
+    try:
+        return await content.open_file()
+    except Exception as error:
+        raise ContentBroken(str(error) or type(error).__name__) from error
 
 
 async def pieces(content: Content) -> AsyncGenerator[bytes]:

@@ -267,6 +267,33 @@ class ClientProtocol(SMTPProtocol):
         self._expected -= 1
         return self._replies.popleft()
 
+    @property
+    def sends_files(self) -> bool:
+        """Whether octets of a file can go to the socket as they are: not in TLS."""
+        transport = self.transport
+        return transport is not None and transport.get_extra_info("ssl_object") is None
+
+    def pause_at(self, unsent_bytes: int | None) -> None:
+        """Have `drain` wait while more than this is unsent; None: the event loop's own limit."""
+        if self.transport is not None:
+            self.transport.set_write_buffer_limits(unsent_bytes)
+
+    def send_file(self, file: int, offset: int, count: int) -> int:
+        """Have the system send octets of a file; how many the socket took. 0: it has no room, or
+        this cannot be done: `write` waits for room, and finds what is wrong.
+        """
+        transport = self.transport
+        # The socket of a transport that closes may be another connection's by now.
+        if transport is None or transport.is_closing() or self._error is not None:
+            return 0
+        if transport.get_write_buffer_size():
+            return 0
+        try:
+            sock = transport.get_extra_info("socket").fileno()
+            return os.sendfile(sock, file, offset, count) if sock >= 0 else 0
+        except OSError:
+            return 0
+
     async def drain(self, seconds: float) -> None:
         """Wait for room to write, or for a reply. Fails after so many seconds without progress."""
         while self._paused and not self._replies:

@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
+from relay.deliver.content import Stored
 from relay.deliver.destinations import NotNow
 from relay.deliver.sts_policies import PolicyPending
 from relay.mail.outcome import Code, Deferred, Outcome
@@ -15,7 +17,7 @@ from relay.mail.record import replace
 from relay.mail.tls_session import TlsSession
 from relay.policy.rules import PolicyRules, reconsider
 from relay.queue.entry import Entry
-from relay.queue.store import CHUNK_BYTES, ClaimLost, DeliveryQueue
+from relay.queue.store import CHUNK_BYTES, ClaimLost, ContentFile, DeliveryQueue
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ class Runner:
         assert task is not None
         self._tasks.add(task)
         try:
-            return await self._attempts.run(entry, lambda: self._content(entry), sessions)
+            content = Stored(partial(self._content, entry), partial(self._file, entry))
+            return await self._attempts.run(entry, content, sessions)
         except asyncio.CancelledError:
             task.uncancel()
             return begun
@@ -91,6 +94,11 @@ class Runner:
             return
         for begin in range(0, len(entry.content), CHUNK_BYTES):
             yield entry.content[begin : begin + CHUNK_BYTES]
+
+    async def _file(self, entry: Entry) -> ContentFile | None:
+        """The file of the content, where all of it is sent as it is stored."""
+        message = entry.message
+        return await self._store.open_content(message.queue_id) if message.is_dotless else None
 
 
 def reconsidered(entry: Entry, rules: PolicyRules) -> Entry:

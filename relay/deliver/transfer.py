@@ -12,18 +12,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 
 from aiosmtplib import SMTPReadTimeoutError
 
-from relay.deliver.content import PIECE_BYTES, Content, ContentBroken, pieces
+from relay.deliver.content import PIECE_BYTES, Content, ContentBroken, file_of, pieces
 from relay.deliver.diagnosis import Answer, Stage
 from relay.deliver.dialogue import Dialogue, SessionBroken
 from relay.deliver.framing import BadReply, DotStuffing
 from relay.deliver.transaction import TransactionCommands
 from relay.mail.reply import Reply
-from relay.queue.store import ClaimLost
+from relay.queue.store import ClaimLost, ContentFile
 
+FILE_BYTES = 1024 * 1024
+"""The most that the system sends of a file before others get their turn."""
+_WAIT_BYTES = 64 * 1024
+"""How much is written where the socket has no room: with the last of it, it has room again."""
 _CHECK_SECONDS = 0.5
 """Seconds between two checks of how much a host has read."""
 
@@ -32,6 +36,13 @@ def require_claim(may_go_on: Callable[[], bool]) -> None:
     """Raise `ClaimLost` where the claim of the message does not hold any more."""
     if not may_go_on():
         raise ClaimLost("the lease of this node is over: another node may have the message")
+
+
+async def _read(file: ContentFile, offset: int) -> bytes:
+    try:
+        return await file.read(offset, _WAIT_BYTES)
+    except Exception as error:
+        raise ContentBroken(str(error) or type(error).__name__) from error
 
 
 class Transfer:
@@ -147,7 +158,7 @@ class Transfer:
             if isinstance(content, bytes) and len(content) <= PIECE_BYTES:
                 require_claim(may_go_on)
                 self._dialogue.write(stuffer.stuff(content) + stuffer.end())
-            elif await self._send_pieces(content, stuffer):
+            elif await self._send_large(content, stuffer):
                 require_claim(may_go_on)
                 self._dialogue.write(stuffer.end())
             else:
@@ -157,6 +168,40 @@ class Transfer:
                 return self._early_answer()
             raise
         return await self._final_answer()
+
+    async def _send_large(self, content: Content, stuffer: DotStuffing) -> bool:
+        """Send the content without the final dot. Returns whether the host let it be completed."""
+        file = await file_of(content) if self._protocol.sends_files else None
+        if file is None:
+            return await self._send_pieces(content, stuffer)
+        with closing(file):
+            self._protocol.pause_at(0)
+            try:
+                return await self._send_file(file)
+            finally:
+                self._protocol.pause_at(None)
+
+    async def _send_file(self, file: ContentFile) -> bool:
+        """The system sends what it has in memory, as much as the socket takes. Where that is
+        nothing, a piece is written in the usual way, which waits for the disk or for room.
+        """
+        offset = 0
+        while offset < file.size_bytes:
+            count = min(FILE_BYTES, file.size_bytes - offset)
+            sent = 0
+            if file.is_in_memory(offset, count):
+                sent = self._protocol.send_file(file.fileno(), offset, count)
+            if sent:
+                await asyncio.sleep(0)  # so that others get their turn
+            else:
+                piece = await _read(file, offset)
+                sent = len(piece)
+                self._dialogue.write(piece)
+                await self._dialogue.drain()
+            offset += sent
+            if self._protocol.has_reply:
+                return False
+        return True
 
     async def _send_pieces(self, content: Content, stuffer: DotStuffing) -> bool:
         """Send the content without the final dot. Returns whether the host let it be completed."""

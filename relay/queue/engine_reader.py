@@ -11,7 +11,14 @@ from datetime import datetime
 
 from relay.mail.event import Event
 from relay.queue.header import header_section
-from relay.queue.store import CHUNK_BYTES, EventOfChange, ListedMessage, QueueFilter, more_follows
+from relay.queue.store import (
+    CHUNK_BYTES,
+    ContentFile,
+    EventOfChange,
+    ListedMessage,
+    QueueFilter,
+    more_follows,
+)
 
 _ITEMS_AT_ONCE = 200
 
@@ -27,6 +34,10 @@ class EngineReader(ABC):
     @abstractmethod
     def read_content(self, queue_id: str) -> AsyncIterator[bytes]:
         """The content in pieces, in order. `SpoolError` where it is not whole."""
+
+    async def open_content(self, queue_id: str) -> ContentFile | None:
+        """None, where content does not lie in files."""
+        return None
 
     @abstractmethod
     async def _find_ids(

@@ -84,7 +84,8 @@ class QueuedMessage:
     `TLS_REPORT`. For people: `client`, address and name of who gave it to us; `client_tls`, version
     and cipher of its TLS; `client_user`, who logged in, each "" for none. Most mail has no `terms`.
     `requiretls`: it came with REQUIRETLS; `tls_required_no`: with the field TLS-Required: No, and
-    nothing that beats it (RFC 8689).
+    nothing that beats it (RFC 8689). `is_dotless`: no line of the content begins with a dot,
+    and its last line has an end, so that it can be sent as it is stored; False where nobody looked.
     """
 
     queue_id: str
@@ -104,6 +105,7 @@ class QueuedMessage:
     terms: Terms | None = None
     requiretls: bool = False
     tls_required_no: bool = False
+    is_dotless: bool = False
 
     @property
     def next_hop(self) -> str:

@@ -98,10 +98,12 @@ def message_data(message: QueuedMessage) -> str:
 def _data_of_some(message: QueuedMessage) -> list[object]:
     """What most mail has not, as far as there is any."""
     is_known = bool(message.client_tls or message.client_user)
-    if not (is_known or message.requiretls or message.tls_required_no):
+    if not (is_known or message.requiretls or message.tls_required_no or message.is_dotless):
         return []
     found: list[object] = [message.requiretls, message.tls_required_no]
-    return [*found, message.client_tls, message.client_user] if is_known else found
+    if is_known or message.is_dotless:
+        found += [message.client_tls, message.client_user]
+    return [*found, True] if message.is_dotless else found
 
 
 def _terms_data(terms: Terms) -> list[object]:
@@ -155,6 +157,7 @@ def message_of(
             tls_required_no=len(more) > 2 and _flag(more[2]),
             client_tls=_text(more[3]) if len(more) > 3 else "",
             client_user=_text(more[4]) if len(more) > 4 else "",
+            is_dotless=len(more) > 5 and _flag(more[5]),
         )
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise BadRow(f"the message row cannot be read: {exc}") from exc

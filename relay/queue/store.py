@@ -246,12 +246,31 @@ class ContentReader(Protocol):
         """A message's header section with the empty line at its end, at most `limit_bytes`."""
 
 
+class ContentFile(Protocol):
+    """The open file that holds a message's content, and nothing else."""
+
+    size_bytes: int
+
+    def fileno(self) -> int: ...
+
+    def is_in_memory(self, offset: int, count: int) -> bool:
+        """Whether the system has these octets in memory, as far as some of them tell."""
+
+    async def read(self, offset: int, count: int) -> bytes:
+        """Some of the octets there, at most `count`; it may wait for the disk."""
+
+    def close(self) -> None: ...
+
+
 class DeliveryQueue(ContentReader, Protocol):
     """Gives out entries that are due and takes their results. May raise `SpoolError`.
 
     Where several nodes share the queue, a claim lasts as long as the lease it was made under. What
     ends one that is over raises `ClaimLost`.
     """
+
+    async def open_content(self, queue_id: str) -> ContentFile | None:
+        """The file of a message's content, for the caller to close; None where there is none."""
 
     def may_begin(self, entry: Entry) -> bool:
         """Whether the claim of an entry still holds, so that an attempt may take its next step."""

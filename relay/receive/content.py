@@ -56,6 +56,8 @@ class ContentReader:
         self.read_bytes = 0
         """Octets received from the client, kept or not."""
         self.eight_bit = False
+        self.is_dotless = True
+        """No line of the content so far begins with a dot."""
         self._limit_bytes = limit_bytes
         self._bare_newline = bare_newline
         self.held = Held()
@@ -128,18 +130,18 @@ class DataReader(ContentReader):
         if self._bare_newline is BareNewline.LINE_END:
             return self._feed_lines(octets, len(data) - start, len(data))
         dot = _line_with_dot(octets)
-        end = octets.find(_END, dot) if dot >= 0 else -1
+        end = octets.find(_END, max(0, dot - 2)) if dot >= 0 else -1
         if end < 0:
             keep = _possible_end(octets)
             self.read_bytes += len(data) - start
             self._tail = octets[len(octets) - keep :]
-            self._take_in(octets[: len(octets) - keep], has_dots=dot >= 0)
+            self._take_in(octets[: len(octets) - keep], has_dots=0 <= dot < len(octets) - keep)
             self.ends_with_bare_dot = self.flaw is Flaw.BARE_NEWLINE and octets.endswith(b"\n.\n")
             return len(data)
         position = len(data) - (len(octets) - end - len(_END))
         self.read_bytes += position - start
         self._tail = b""
-        self._take_in(octets[: end + 2], has_dots=dot < end)
+        self._take_in(octets[: end + 2], has_dots=dot < end + 2)
         self.complete = True
         return position
 
@@ -171,6 +173,7 @@ class DataReader(ContentReader):
             return
         block = self._inspect(block)
         if has_dots:
+            self.is_dotless = False
             block = block.replace(b"\r\n.", b"\r\n")
         if self._implied:
             block = block[self._implied :]
@@ -215,6 +218,8 @@ class BdatReader(ContentReader):
     def _take_in(self, block: bytes) -> None:
         if block:
             block = self._inspect(block)
+            if (self._ended_line and block.startswith(b".")) or _line_with_dot(block) >= 0:
+                self.is_dotless = False
             self._ended_line = block.endswith(b"\r\n")
             self._add(block)
 
@@ -237,10 +242,10 @@ def _has_bare_newline(text: str) -> bool:
 
 
 def _line_with_dot(octets: bytes) -> int:
-    """Where the first line that begins with a dot may begin, behind its CR; -1: there is none."""
+    """Where the first dot behind a line end is; -1: nowhere."""
     # A search for one octet is much faster than for two, and encoded content has no dots.
     found = _LF_DOT(octets) if b"." in octets else None
-    return max(0, found.start() - 1) if found is not None else -1
+    return found.start() + 1 if found is not None else -1
 
 
 def _possible_end(octets: bytes) -> int:

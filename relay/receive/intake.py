@@ -231,6 +231,7 @@ class Intake:
             self.transaction,
             size_bytes=self._staged_bytes + len(content),
             eight_bit=self.reader.eight_bit,
+            is_dotless=self.reader.is_dotless and b"\n." not in self._judged.header,
         )
         try:
             events = accepted_events(message, recipients)

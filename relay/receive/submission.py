@@ -34,6 +34,7 @@ from relay.mail.reply import Reply
 from relay.mail.section import HeaderSection
 from relay.policy.rules import PolicyRules
 from relay.queue.entry import QueuedMessage, QueuedRecipient, Terms
+from relay.queue.store import CHUNK_BYTES
 from relay.receive.access import may_send_as
 from relay.receive.content import Flaw
 from relay.receive.limits import Limits
@@ -188,6 +189,7 @@ def complete(
     *,
     size_bytes: int,
     eight_bit: bool,
+    is_dotless: bool = False,
 ) -> tuple[QueuedMessage, tuple[QueuedRecipient, ...]]:
     """The message in the form that the queue holds."""
     message = QueuedMessage(
@@ -208,6 +210,8 @@ def complete(
         terms=_with_next_hop(judged.terms, session.next_hop),
         requiretls=transaction.requiretls,
         tls_required_no=judged.tls_required_no,
+        # Small content is not sent from a file: what nobody asks for is not kept.
+        is_dotless=is_dotless and size_bytes > CHUNK_BYTES,
     )
     return message, queued_recipients(judged, tuple(transaction.recipients.values()))
 

@@ -383,6 +383,9 @@ class MemoryStore:
     async def release_tls_report(self, day: date, domain: str, place: str) -> None:
         self._tls.release(day, domain, place)
 
+    async def open_content(self, queue_id: str) -> None:
+        return None
+
     async def finish_tls_report(
         self,
         day: date,

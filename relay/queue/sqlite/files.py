@@ -32,7 +32,7 @@ class WholeFile:
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
-        self._size_bytes = size_bytes
+        self.size_bytes = size_bytes
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -43,9 +43,12 @@ class WholeFile:
             self.close()
             raise
 
-    def read(self, offset: int) -> bytes:
-        """What begins at `offset`, at most `CHUNK_BYTES`; there must be some."""
-        piece = os.pread(self._fd, CHUNK_BYTES, offset)
+    def fileno(self) -> int:
+        return self._fd
+
+    def read(self, offset: int, count: int = CHUNK_BYTES) -> bytes:
+        """What begins at `offset`, at most `count`; there must be some."""
+        piece = os.pread(self._fd, count, offset)
         if not piece:
             self._check(offset)
         return piece
@@ -57,7 +60,7 @@ class WholeFile:
         """
         if not _NOWAIT:
             return b""
-        piece = bytearray(min(CHUNK_BYTES, self._size_bytes - offset))
+        piece = bytearray(min(CHUNK_BYTES, self.size_bytes - offset))
         try:
             count = os.preadv(self._fd, [piece], offset, _NOWAIT)
         except OSError as error:
@@ -67,14 +70,29 @@ class WholeFile:
         with memoryview(piece) as read:
             return bytes(read[:count])
 
+    def is_in_memory(self, offset: int, count: int) -> bool:
+        """Whether the system has these octets in memory, as far as one of each `CHUNK_BYTES`, and
+        the last one, tell.
+        """
+        end = min(offset + count, self.size_bytes)
+        return all(map(self._has_one, (*range(offset, end, CHUNK_BYTES), end - 1)))
+
+    def _has_one(self, offset: int) -> bool:
+        if not _NOWAIT:
+            return False
+        try:
+            return os.preadv(self._fd, [bytearray(1)], offset, _NOWAIT) == 1
+        except OSError:
+            return False
+
     def close(self) -> None:
         os.close(self._fd)
 
     def _check(self, found_bytes: int) -> None:
-        if found_bytes != self._size_bytes:
+        if found_bytes != self.size_bytes:
             raise SpoolError(
                 f"{self._path.name}: its content, {self._path}, has {found_bytes} octets of"
-                f" {self._size_bytes}"
+                f" {self.size_bytes}"
             )
 
 

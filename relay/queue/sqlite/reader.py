@@ -25,7 +25,7 @@ from relay.queue.sqlite import destinations, events, messages, statistics, tls_s
 from relay.queue.sqlite.api_state import domain_settings
 from relay.queue.sqlite.disk import DATABASE, open_reader, open_stopped, translated
 from relay.queue.sqlite.files import CONTENT, WholeFile
-from relay.queue.store import CHUNK_BYTES, SpoolError
+from relay.queue.store import CHUNK_BYTES, ContentFile, SpoolError
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -114,9 +114,7 @@ class Reader(EngineReader):
         """The content in pieces, in order. `SpoolError` where it is not whole."""
         content, in_file, size_bytes = await self.ask(messages.content_of, queue_id)
         if in_file:
-            path = self._directory / CONTENT / queue_id
-            file = await self._on(self._files, WholeFile, path, size_bytes)
-            with closing(file):
+            with closing(await self._open(queue_id, size_bytes)) as file:
                 offset = 0
                 while offset < size_bytes:
                     piece = file.read_at_once(offset)
@@ -129,6 +127,20 @@ class Reader(EngineReader):
         else:
             for start in range(0, len(content), CHUNK_BYTES):
                 yield content[start : start + CHUNK_BYTES]
+
+    async def open_content(self, queue_id: str) -> ContentFile | None:
+        """The file of large content."""
+        _, in_file, size_bytes = await self.ask(messages.content_of, queue_id)
+        return _FileOnThreads(self, await self._open(queue_id, size_bytes)) if in_file else None
+
+    async def _open(self, queue_id: str, size_bytes: int) -> WholeFile:
+        return await self._on(
+            self._files, WholeFile, self._directory / CONTENT / queue_id, size_bytes
+        )
+
+    async def read_file(self, file: WholeFile, offset: int, count: int) -> bytes:
+        """Some of a file, on a thread."""
+        return await self._on(self._files, file.read, offset, count)
 
     async def nodes(self) -> list[Node]:
         """Nobody shares the file."""
@@ -155,6 +167,21 @@ class Reader(EngineReader):
     pending_report = asks(messages.pending_report)
     next_stored = asks(messages.next_due)
     leaving = asks(messages.leaving)
+
+
+class _FileOnThreads:
+    """A file whose reads wait for the disk on a thread."""
+
+    def __init__(self, reader: Reader, file: WholeFile) -> None:
+        self._reader = reader
+        self._file = file
+        self.size_bytes = file.size_bytes
+        self.fileno = file.fileno
+        self.is_in_memory = file.is_in_memory
+        self.close = file.close
+
+    async def read(self, offset: int, count: int) -> bytes:
+        return await self._reader.read_file(self._file, offset, count)
 
 
 class StoppedQueue(Reader):

@@ -48,6 +48,7 @@ MOMENT = st.integers(0, 4_000_000_000_000_000).map(moment)
         client_tls=TEXT,
         client_user=TEXT,
         requiretls=st.booleans(),
+        is_dotless=st.booleans(),
         tls_required_no=st.booleans(),
     )
 )

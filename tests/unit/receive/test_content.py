@@ -24,6 +24,8 @@ LINES = st.lists(
     st.binary(max_size=30).map(lambda line: line.translate(None, b"\r\n\0")), max_size=20
 )
 
+DOTTED = st.lists(st.sampled_from([b".", b"..", b".x", b"a.b", b"a", b""]), max_size=6)
+
 
 def read(
     pieces: list[bytes],
@@ -95,6 +97,29 @@ def test_every_content_survives_the_wire_byte_for_byte(lines, places):
     assert rest == b"QUIT\r\n"
     assert reader.eight_bit == (not content.isascii())
     assert reader.size_bytes == len(content)
+
+
+@given(DOTTED, st.lists(st.integers(min_value=0, max_value=40), max_size=20))
+def test_reader_knows_whether_a_line_begins_with_a_dot_however_it_is_cut(lines, places):
+    content = b"".join(line + b"\r\n" for line in lines)
+    is_dotless = not any(line.startswith(b".") for line in lines)
+    assert read(cut(stuffed(lines), places))[0].is_dotless == is_dotless
+    chunked = BdatReader(limit_bytes=10_000)
+    for chunk in cut(content, places):
+        chunked.begin_chunk(len(chunk), last=False)
+        chunked.feed(chunk)
+    chunked.begin_chunk(0, last=True)
+    assert chunked.is_dotless == is_dotless
+
+
+@given(
+    WIRE,
+    st.lists(st.integers(min_value=0, max_value=400), max_size=9),
+    st.sampled_from(BareNewline),
+)
+def test_content_that_a_reader_calls_dotless_has_no_dot_at_a_line_start(wire, places, bare_newline):
+    reader, content, _ = read(cut(wire + END, places), bare_newline=bare_newline)
+    assert not reader.is_dotless or b"\n." not in b"\n" + content
 
 
 @given(WIRE)
