@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pytest
@@ -58,8 +59,9 @@ async def deliver(
         open_files = len(os.listdir("/proc/self/fd"))
         outcomes = await Runner(store, rig.attempt, lambda: NOW).run(entry, [])
         assert len(os.listdir("/proc/self/fd")) <= open_files + 2  # the connection, that is kept
-        assert isinstance(outcomes, dict)
-        return outcomes[0]
+        assert isinstance(outcomes, Mapping)
+        outcome: Outcome = outcomes[0]
+        return outcome
 
 
 async def test_content_without_a_dot_at_a_line_start_is_sent_by_the_system(rig, tmp_path, sent):
