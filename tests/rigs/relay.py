@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from click.testing import CliRunner
 
 from relay.admin.client import ask
+from relay.cli import relay as command_line
 from tests.fakes.waiting import patient
 from tests.rigs.ports import accepts_connections, free_port, wait_until
 
@@ -230,6 +232,16 @@ def relay_of(directory: Path, workers: int, **sections: Any) -> Iterator[Relay]:
         finally:
             if relay.process is not None and relay.process.poll() is None:
                 relay.stop()
+
+
+def asked(relay: Relay, command: str, *arguments: str, may_fail: bool = False) -> dict[str, Any]:
+    """The command line's answer in JSON, without a process for each question."""
+    runner = CliRunner(env={"RELAY__ADMIN__SOCKET": str(relay.directory / "relay.sock")})
+    words = [command, "-c", str(relay.config_file), "--json", *arguments]
+    done = runner.invoke(command_line, words)
+    assert done.exit_code in ((0, 1) if may_fail else (0,)), done.output
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def workers_of(relay: Relay) -> list[int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,11 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from relay.cli import relay as command_line
 from relay.deliver import https
 from relay.sandbox.certificates import Authority, Kind
 from relay.sandbox.dns import Fault
@@ -37,7 +34,7 @@ from relay.sandbox.recording import RecordedConnection
 from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
 from tests.rigs.dane import associated
 from tests.rigs.policies import World, open_world
-from tests.rigs.relay import Relay
+from tests.rigs.relay import Relay, asked
 from tests.rigs.sandbox import Event, shown
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -497,7 +494,9 @@ def _explain_all(relay: Relay) -> dict[str, dict[str, Any]]:
 def _probe_all(relay: Relay) -> dict[tuple[str, str], dict[str, Any]]:
     with _leaving_open_what_a_process_closes():
         return {
-            (case.floor_name, case.host_name): _ask(relay, "probe", case.domain, "--timeout", "10s")
+            (case.floor_name, case.host_name): asked(
+                relay, "probe", case.domain, "--timeout", "10s", may_fail=True
+            )
             for case in PROBED
             if case.settings == (False, False)
         }
@@ -516,20 +515,9 @@ def _leaving_open_what_a_process_closes() -> Iterator[None]:
 
 def _explain(relay: Relay, case: Case) -> dict[str, Any]:
     require, skip = case.settings
-    asked = ["--from", "alice@from.test", "--to", case.recipient]
-    asked += ["--require-tls", _word(require), "--skip-verification", _word(skip)]
-    return _ask(relay, "explain", *asked)
-
-
-def _ask(relay: Relay, command: str, *arguments: str) -> dict[str, Any]:
-    """The command line, without a process for each question."""
-    runner = CliRunner(env={"RELAY__ADMIN__SOCKET": str(relay.directory / "relay.sock")})
-    done = runner.invoke(
-        command_line, [command, "-c", str(relay.config_file), "--json", *arguments]
-    )
-    assert done.exit_code in (0, 1), done.output
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    words = ["--from", "alice@from.test", "--to", case.recipient]
+    words += ["--require-tls", _word(require), "--skip-verification", _word(skip)]
+    return asked(relay, "explain", *words, may_fail=True)
 
 
 async def _submit_all(world: World) -> dict[str, str]:

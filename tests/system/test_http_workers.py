@@ -12,14 +12,14 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from tests.fakes.waiting import patient
 from tests.rigs.ledger import Ledger, tokens
 from tests.rigs.ports import free_port, wait_until
-from tests.rigs.relay import Relay, relay_process
+from tests.rigs.relay import relay_of
 from tests.rigs.sink import sink
 
 pytestmark = pytest.mark.timeout(180)
@@ -95,33 +95,25 @@ class Ear:
     def queue_ids(self) -> set[str]:
         return {one["queue-id"] for one in list(self.heard)}
 
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Self]:
+        with self.server:
+            thread = threading.Thread(target=self.server.serve_forever)
+            thread.start()
+            yield self
+            self.server.shutdown()
+            thread.join()
+
 
 @pytest.fixture
 def ear() -> Iterator[Ear]:
-    made = Ear()
-    thread = threading.Thread(target=made.server.serve_forever)
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
-
-
-@contextlib.contextmanager
-def relay_of(directory: Path, workers: int, api: Api, **sections: Any) -> Iterator[Relay]:
-    with relay_process(directory, start=False, admin=api.admin, **sections) as relay:
-        relay.config["workers"] = workers
-        relay.start()
-        if workers > 1:
-            wait_until(lambda: " ready: " in relay.stderr, what="all workers")
-        yield relay
-        if relay.process is not None and relay.process.poll() is None:
-            relay.stop()
+    with Ear().listening() as made:
+        yield made
 
 
 def test_the_interface_answers_for_all_workers(tmp_path: Path, ear: Ear) -> None:
     api, ledger, words = Api(free_port()), Ledger(), tokens(60)
-    with sink() as mx, relay_of(tmp_path, 3, api, routes=mx.route) as relay:
+    with sink() as mx, relay_of(tmp_path, 3, admin=api.admin, routes=mx.route) as relay:
         hooks = "/v3/domains/client.example/webhooks"
         api.ask(hooks, form={"id": "delivered", "url": ear.url})
         _kept_by_all(tmp_path, 3)
@@ -155,7 +147,7 @@ def test_the_interface_answers_for_all_workers(tmp_path: Path, ear: Ear) -> None
 def test_a_verb_over_http_is_done_by_the_worker_that_has_the_message(tmp_path: Path) -> None:
     api, ledger, words = Api(free_port()), Ledger(), tokens(30)
     nobody = {"*": {"host": "[127.0.0.77]", "port": 9}}
-    with relay_of(tmp_path, 3, api, routes=nobody) as relay:
+    with relay_of(tmp_path, 3, admin=api.admin, routes=nobody) as relay:
         ledger.stream(relay, words, clients=9)
         ids = sorted(ledger.queue_ids())
         wait_until(
@@ -181,14 +173,14 @@ def test_first_worker_makes_the_pending_webhook_calls_of_a_removed_worker(
     api, ledger, words = Api(free_port()), Ledger(), tokens(45)
     ear.is_deaf = True
     with sink() as mx:
-        with relay_of(tmp_path, 3, api, routes=mx.route) as relay:
+        with relay_of(tmp_path, 3, admin=api.admin, routes=mx.route) as relay:
             api.ask("/v3/domains/client.example/webhooks", form={"id": "accepted", "url": ear.url})
             _kept_by_all(tmp_path, 3)
             ledger.stream(relay, words, clients=9)
             ledger.settle(relay, mx)
             relay.kill()  # some events were looked at, some not
         ear.is_deaf = False
-        with relay_of(tmp_path, 1, api, routes=mx.route, queue={"path": "spool"}):
+        with relay_of(tmp_path, 1, admin=api.admin, routes=mx.route, queue={"path": "spool"}):
             # Those that were tried are due again after five minutes.
             wanted = ledger.queue_ids()
             with contextlib.suppress(AssertionError):

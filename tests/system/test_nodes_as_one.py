@@ -74,14 +74,9 @@ class HeldEar(Ear):
 
 @pytest.fixture
 def ear() -> Iterator[HeldEar]:
-    made = HeldEar()
-    thread = threading.Thread(target=made.server.serve_forever)
-    thread.start()
-    yield made
-    made.gate.set()
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+    with HeldEar().listening() as made:
+        yield made
+        made.gate.set()
 
 
 def test_calls_that_a_killed_node_owes_are_made_by_another(tmp_path, server, ear):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,14 +23,12 @@ from ssl import TLSVersion
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from relay.cli import relay as command_line
 from relay.sandbox.certificates import Kind
 from relay.sandbox.mx import MxServer
 from relay.sandbox.recording import RecordedConnection
 from relay.sandbox.script import TLS_1_0_ONLY, Script, StartTls
-from tests.rigs.relay import Relay
+from tests.rigs.relay import Relay, asked
 from tests.rigs.sandbox import Event, Sandbox, open_sandbox, shown
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -277,7 +274,7 @@ async def _play(directory: Path) -> dict[str, Result]:
 
 def _explain_all(relay: Relay) -> dict[str, dict[str, Any]]:
     return {
-        case.id: _ask(
+        case.id: asked(
             relay, "explain", "--from", case.sender, "--to", case.recipient, *case.options
         )
         for case in CASES
@@ -285,18 +282,7 @@ def _explain_all(relay: Relay) -> dict[str, dict[str, Any]]:
 
 
 def _probe_all(relay: Relay) -> dict[str, dict[str, Any]]:
-    return {kind: _ask(relay, "probe", f"{kind}.probe.test", "--timeout", "10s") for kind in HOSTS}
-
-
-def _ask(relay: Relay, command: str, *arguments: str) -> dict[str, Any]:
-    """The command line, without a process for each question."""
-    runner = CliRunner(env={"RELAY__ADMIN__SOCKET": str(relay.directory / "relay.sock")})
-    done = runner.invoke(
-        command_line, [command, "-c", str(relay.config_file), "--json", *arguments]
-    )
-    assert done.exit_code == 0, done.output
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return {kind: asked(relay, "probe", f"{kind}.probe.test", "--timeout", "10s") for kind in HOSTS}
 
 
 def _patience(**timeouts: str) -> dict[str, Any]:
