@@ -46,6 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "torture: a short form of a long sweep; `make torture` runs the long one"
     )
     raise_limit(_FILES)
+    # Tests start some hundred relays: none of them has to compile itself.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -93,6 +93,8 @@ IN_MEMORY = {"test_claims", "test_messages", "test_pending_reports", "test_tls_s
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kept_engine" in metafunc.fixturenames:
+        metafunc.parametrize("kept_engine", ENGINES, indirect=True, scope="module")
     if "engine" in metafunc.fixturenames:
         has_memory = metafunc.module.__name__.rpartition(".")[2] in IN_MEMORY
         metafunc.parametrize("engine", ENGINES + ["memory"] * has_memory, indirect=True)
@@ -115,6 +117,19 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     server: Postgres = request.getfixturevalue("server")
     server.drop_queue()
     return PostgresEngine(server.url(), LIMITS[name])
+
+
+@pytest.fixture(scope="module")
+def kept_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A queue for the tests of a file that only read: the first of them fills it."""
+    name: str = request.param
+    if name.startswith("SQLite"):
+        return SqliteEngine(tmp_path_factory.mktemp("kept") / "spool", LIMITS[name])
+    server: Postgres = request.getfixturevalue("server")
+    database = f"kept_{list(LIMITS).index(name)}"
+    server.sql(f"DROP DATABASE IF EXISTS {database}")
+    server.sql(f"CREATE DATABASE {database}")
+    return PostgresEngine(server.url(database), LIMITS[name])
 
 
 @pytest.fixture

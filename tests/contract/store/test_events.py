@@ -113,6 +113,20 @@ async def test_log_mark_never_goes_back_and_survives_a_restart(engine):
         assert await store.log_mark() == 7
 
 
+@pytest.fixture
+async def with_events(kept_engine):
+    """A queue that has EVENTS, and that no test changes."""
+    async with kept_engine.opened() as store:
+        if not await store.events_after(0):
+            for number, (name, queue_id, recipient, sender, minute) in enumerate(EVENTS):
+                one = event(name, queue_id, recipient, at=NOW + minute * MINUTE, number=number)
+                one = type(one)(
+                    one.id, one.at, one.name, one.queue_id, sender, one.recipient, one.line
+                )
+                await store.accept(new_message(events=(one,)))
+        yield store
+
+
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
@@ -142,12 +156,9 @@ async def test_log_mark_never_goes_back_and_survives_a_restart(engine):
 @pytest.mark.parametrize("ascending", [True, False])
 @pytest.mark.parametrize("limit", [1, 2, 300])
 async def test_events_are_found_in_pages_in_both_directions(
-    store, narrow_windows, wanted, found, ascending, limit
+    with_events, narrow_windows, wanted, found, ascending, limit
 ):
-    for number, (name, queue_id, recipient, sender, minute) in enumerate(EVENTS):
-        one = event(name, queue_id, recipient, at=NOW + minute * MINUTE, number=number)
-        one = type(one)(one.id, one.at, one.name, one.queue_id, sender, one.recipient, one.line)
-        await store.accept(new_message(events=(one,)))
+    store = with_events
     got: list[int] = []
     while page := await store.find_events(
         wanted, EventPage(got[-1] if got else 0, limit, ascending)
