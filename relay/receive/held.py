@@ -7,8 +7,6 @@ takes no more memory than others.
 
 from __future__ import annotations
 
-__all__ = ["Held"]
-
 _SMALL_BYTES = 16 * 1024
 
 
