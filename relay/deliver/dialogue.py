@@ -76,8 +76,8 @@ class Dialogue:
 
     def send_commands(self, lines: Sequence[bytes], stage: Stage) -> None:
         """Send commands in one write, without a wait for their replies."""
-        self._check_unsolicited(stage)
         try:
+            self.protocol.check_unsolicited()
             self.protocol.send_commands(lines)
         except CONNECTION_ERRORS as error:
             self.raise_lost(stage, error)
@@ -112,7 +112,10 @@ class Dialogue:
 
     def begin_content(self) -> None:
         """Expect one reply: to the content, which follows."""
-        self._check_unsolicited(Stage.CONTENT)
+        try:
+            self.protocol.check_unsolicited()
+        except CONNECTION_ERRORS as error:
+            self.raise_lost(Stage.CONTENT, error)
         self.protocol.expect_reply()
 
     def write(self, content: bytes) -> None:
@@ -127,12 +130,6 @@ class Dialogue:
             await self.protocol.drain(self.seconds.data_block)
         except CONNECTION_ERRORS as error:
             self.raise_lost(Stage.CONTENT, error)
-
-    def _check_unsolicited(self, stage: Stage) -> None:
-        try:
-            self.protocol.check_unsolicited()
-        except CONNECTION_ERRORS as error:
-            self.raise_lost(stage, error)
 
     def raise_lost(self, stage: Stage, error: Exception) -> NoReturn:
         """Abort the connection after an error: lost, silent, or no SMTP."""

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from relay.deliver.allotment import LATE_SECONDS, Spacing, divided, spacing
-from relay.deliver.parts import Part, all_of_it
+from relay.deliver.parts import Part
+from relay.queue.division import all_of_it
 from relay.route.next_hop import NextHop
 
 Holder = tuple[str, str]

@@ -153,7 +153,7 @@ def learned(
     schedule: RetrySchedule,
 ) -> Pace:
     """The pace after an attempt with these outcomes; unchanged without outcomes."""
-    if all(_is_our_trouble(outcome) for outcome in outcomes):
+    if all(map(_is_our_trouble, outcomes)):
         return broken_off(pace)
     silence = silence_in(outcomes)
     if silence is None:

@@ -13,15 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from relay.queue.division import all_of_it
 from relay.route.next_hop import NextHop
 
 Part = Callable[[int, str], int]
 """What this node has of a limit at a destination, by the destination's name."""
-
-
-def all_of_it(limit: int, name: str) -> int:
-    """The part of a node that shares its queue with none."""
-    return limit
 
 
 class NodeParts:
@@ -57,10 +53,14 @@ class NodeParts:
         """How many connections an address may have, or a next hop. At least one: the domains that
         lead to an address are divided, and some may be this node's that has no part of the address.
         """
+        if self._part is all_of_it:
+            return self._most
         return max(self._part(self._most, destination), 1)
 
     def to_claim(self, domain: str) -> int:
         """How many entries of a domain are claimed at once; 0: its mail is left to the others."""
+        if self._part is all_of_it:
+            return self._most
         if self._part(1, domain) == 1 and self._part(self._most, domain) == self._most:
             return self._most
         may_lead_to = self._may_lead_to(domain)

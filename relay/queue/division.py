@@ -23,6 +23,11 @@ from typing import NamedTuple
 from zlib import crc32
 
 
+def all_of_it(limit: int, name: str) -> int:
+    """The part of a node that shares its queue with none."""
+    return limit
+
+
 def share(limit: int, index: int, count: int) -> int:
     """The part of a limit for one of `count` that share it; the parts of all add up to it."""
     return (limit + count - 1 - index) // count

@@ -38,12 +38,12 @@ sends nothing in clear on that connection.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from relay.mail.memory import Shown
 from relay.mail.outcome import DowngradeReason, Level, PolicyResult
-from relay.mail.record import record
+from relay.mail.record import record, replace
 from relay.policy.settings import TlsSettings
 from relay.route.floor import NO_FLOOR, Floor, Proof
 from relay.route.next_hop import NO_CHAIN, Host, TlsMode
@@ -114,12 +114,15 @@ class Requirement:
     hop_demands: bool = False
     pins: tuple[str, ...] = ()
     is_pin_alone: bool = False
+    proof: Proof = field(init=False, repr=False, compare=False)
+    """What the host has to prove: the most of what the floor demands, what the settings do, and
+    what it has shown before.
+    """
 
-    @property
-    def proof(self) -> Proof:
-        """What the host has to prove: the most of what the floor demands, what the settings do, and
-        what it has shown before.
-        """
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "proof", self._proof())
+
+    def _proof(self) -> Proof:
         held = self.floor.holds
         if held in (Proof.DANE, Proof.PKIX):
             return held

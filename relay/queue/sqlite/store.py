@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from relay.queue.change_steps import NamedChange
+from relay.queue.division import all_of_it
 from relay.queue.engine_store import EngineStore
 from relay.queue.entry import Entry, State
 from relay.queue.event_search import newest_seq
@@ -180,9 +181,7 @@ class SqliteStore(Reader, EngineStore[sqlite3.Connection]):
         """A client hears of a full disk, and a restart cures no other."""
         return ""
 
-    def part(self, limit: int, name: str) -> int:
-        """All of it."""
-        return limit
+    part = staticmethod(all_of_it)
 
     def when_divided_anew(self, call: Callable[[], Awaitable[bool]]) -> None:
         """This never happens."""

@@ -98,10 +98,10 @@ def _rules(settings: TlsSettings) -> JsonObject:
 
 def policy_fields(message: QueuedMessage, recipients: Sequence[QueuedRecipient]) -> JsonObject:
     """`policy` where it is one for all recipients, else `policies` by recipient domain."""
-    by_domain = {recipient.domain: recipient.settings for recipient in recipients}
-    if len(by_domain) == 1:
+    if len(recipients) == 1:
         settings = recipients[0].settings
         return {"policy": _policy(message, settings), **_rules(settings)}
+    by_domain = {recipient.domain: recipient.settings for recipient in recipients}
     found = [_policy(message, settings) for settings in by_domain.values()]
     if all(policy == found[0] for policy in found):
         return {"policy": found[0]} | _rules(recipients[0].settings) if found else {}
