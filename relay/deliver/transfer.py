@@ -120,15 +120,21 @@ class Transfer:
             self._dialogue.abort()
 
     async def _reply_to(self, line: bytes, stage: Stage) -> Reply:
-        """The reply to a command of the transaction. With PIPELINING it is sent already (RFC 2920
-        §3.1).
+        """The reply to a command of the transaction, if the session goes on after it. With
+        PIPELINING the command is sent already (RFC 2920 §3.1).
+
+        421 ends the session at any stage (RFC 5321 §3.8); so does a reply that cannot answer the
+        command.
         """
         if not self._dialogue.offers.pipelining:
             self._dialogue.send_commands([line], stage)
         reply = self._dialogue.take_reply()
         if reply is None:
             reply = await self._dialogue.read_reply(stage, self._seconds.command)
-        return self._checked(reply, stage)
+        is_positive = reply.code == 354 if stage is Stage.DATA else 200 <= reply.code < 300
+        if reply.code == 421 or not (is_positive or reply.code >= 400):
+            self._dialogue.raise_refused(stage, reply)
+        return reply
 
     async def _reset_transaction(self) -> None:
         """RSET after a transaction without content; without it the next MAIL would be refused."""
@@ -136,19 +142,6 @@ class Transfer:
         if not 200 <= reply.code < 300:
             self._dialogue.raise_lost(Stage.MAIL, BadReply(f"answered RSET with {reply}"))
         self._needs_rset = False
-
-    def _checked(self, reply: Reply, stage: Stage) -> Reply:
-        """The reply, if the session goes on after it.
-
-        421 ends it at any stage (RFC 5321 §3.8); so does a reply that cannot answer the command.
-        """
-        if stage is Stage.DATA:
-            fits = reply.code == 354 or reply.code >= 400
-        else:
-            fits = 200 <= reply.code < 300 or reply.code >= 400
-        if reply.code == 421 or not fits:
-            self._dialogue.raise_refused(stage, reply)
-        return reply
 
     async def _send_content(self, content: Content, may_go_on: Callable[[], bool]) -> Answer:
         """The content and the final dot, after 354."""

@@ -175,7 +175,7 @@ class ServerProtocol:
     def end(self) -> list[Action]:
         """The connection ends. The action that the protocol waits for is still resumed."""
         self._end()
-        return self._take_actions()
+        return self._run()
 
     def resume_failed(self) -> list[Action]:
         """The action that the protocol waited for failed: the session ends."""
@@ -203,9 +203,6 @@ class ServerProtocol:
             self.has_progressed = True
         self._input = self._input[self._position :]
         self._position = 0
-        return self._take_actions()
-
-    def _take_actions(self) -> list[Action]:
         actions, self._actions = self._actions, []
         return actions
 
