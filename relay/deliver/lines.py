@@ -67,6 +67,10 @@ class Lines:
         """Whether any waits."""
         return bool(self._lines)
 
+    def has(self, rank: Rank) -> bool:
+        """Whether any entry waits of a class of domains."""
+        return bool(self._turns[rank])
+
     def waiting(self, *ranks: Rank) -> int:
         """How many entries wait of some classes of domains."""
         return sum(self._waiting[rank] for rank in ranks)

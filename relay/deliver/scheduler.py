@@ -267,10 +267,14 @@ class Scheduler:
         """Put claimed entries into their lines; begin those with a slot."""
         lines, silent, unserved = self._waiting.line_up(claimed)
         self._begin_attempts()
-        await self._put_off(silent)
-        await self._leave_to_others(unserved)
-        if claimed and len(unserved) == len(claimed):
-            await self._recorder.pause(_NEXT_LOOK)  # there may be much more that is others'
+        if silent:
+            await self._put_off(silent)
+        if unserved:
+            await self._leave_to_others(unserved)
+            if len(unserved) == len(claimed):
+                await self._recorder.pause(_NEXT_LOOK)  # there may be much more that is others'
+        if not self._waiting.lines:
+            return
         is_too_much = len(self._waiting.lines) > 2 * self._most
         if is_too_much or self._waiting.room.has_excess(lines):
             await self._shorten_lines()

@@ -118,8 +118,10 @@ class Slots(Generic[A]):
         of those that take long, as many as have more than the share of domains not proven. Each is
         named once, and none twice in a second.
         """
+        if self.free > 0:
+            return []
         now, waiting = self._monotonic(), self._lines.waiting(Rank.PROVEN)
-        if self.free > 0 or not waiting or now - self._looked_at < _EVERY_SECONDS:
+        if not waiting or now - self._looked_at < _EVERY_SECONDS:
             return []
         self._looked_at = now
         unproven = len(self.attempts) - len(self._prompt)

@@ -151,6 +151,8 @@ class Waiting(Generic[A]):
 
     def _left_to_others(self) -> frozenset[str]:
         """The domains that are not claimed for at the moment."""
+        if not self._left_until:
+            return frozenset()
         now = self._clock()
         self._left_until = {name: at for name, at in self._left_until.items() if at > now}
         return frozenset(self._left_until)
@@ -173,7 +175,7 @@ class Waiting(Generic[A]):
             return
         self.slots.note_long_attempts()
         self._ranks.append(self._ranks.pop(0))
-        ranks = [rank for rank in self._ranks if self.lines.waiting(rank)]
+        ranks = [rank for rank in self._ranks if self.lines.has(rank)]
         while ranks and self.slots.free > 0:
             rank = ranks.pop(0)
             turn = self._next(rank)
@@ -218,6 +220,9 @@ class Waiting(Generic[A]):
     def wanted(self) -> Wanted | None:
         """What to claim: for the free slots, or a page ahead of them; None: nothing for now."""
         self._last = None
+        if not self.lines:
+            # What follows comes to the same. A sender in series asks for every message.
+            return Wanted(self._most, self._left_to_others(), None, with_new=True)
         has_page = self._page(Rank.NEW, Rank.BULK) >= self._most
         is_only_proven = has_page and not self.slots.has_slot(Rank.BULK)
         waiting = self._page(Rank.PROVEN) if is_only_proven else self._page(*Rank)

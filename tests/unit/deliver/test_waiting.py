@@ -62,6 +62,18 @@ def test_an_idle_relay_claims_a_page_with_all_that_is_new():
     assert (wanted.limit, wanted.only, wanted.with_new) == (20, None, True)
 
 
+def test_where_nothing_waits_a_page_is_claimed_ahead_of_busy_slots_except_what_others_have():
+    waiting = waiting_of(4, 4)
+    for number in range(4):
+        waiting.line_up([of(f"d{number}.example", number)])
+    assert len(begin_all(waiting)) == 4
+    waiting.leave("others.example")
+    wanted = waiting.wanted()
+    assert wanted is not None
+    assert (wanted.limit, wanted.only, wanted.with_new) == (4, None, True)
+    assert wanted.skip == {"others.example"}
+
+
 def test_nothing_is_claimed_while_half_a_page_waits_and_no_place_is_free():
     waiting = waiting_of(4, 4)
     for number in range(7):
