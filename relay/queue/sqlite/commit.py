@@ -71,6 +71,8 @@ class Writer:
         self._on_well = on_well
         self._loop = asyncio.get_running_loop()
         self._collected: list[Request] = []
+        self._handing_over: asyncio.Handle | None = None
+        self._is_urgent = False
         self._waiting: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
         self._db: sqlite3.Connection | None = None
         self.thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
@@ -92,14 +94,23 @@ class Writer:
         """Have it written with the next batch.
 
         What one turn of the event loop brings goes over together: the thread is woken once for it.
+        Results can wait, since no client does: they go over with the next message, and cost no
+        sync of their own, and do not wake the thread. If no message comes, they wait for a moment.
         """
         if self._closed:
             raise SpoolError("the queue is closed")
         self._collected.append(request)
-        if len(self._collected) == 1:
-            self._loop.call_soon(self._hand_over)
+        if request.is_result:
+            if self._handing_over is None:
+                self._handing_over = self._loop.call_later(_RESULTS_SECONDS, self._hand_over)
+        elif not self._is_urgent:
+            self._is_urgent = True
+            if self._handing_over is not None:
+                self._handing_over.cancel()
+            self._handing_over = self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
+        self._handing_over, self._is_urgent = None, False
         collected, self._collected = self._collected, []
         if collected:
             self._waiting.put(collected)
@@ -108,6 +119,8 @@ class Writer:
         """Write what was submitted, fold the log into the database and end the thread."""
         if not self._closed:
             self._closed = True
+            if self._handing_over is not None:
+                self._handing_over.cancel()
             self._hand_over()
             self._waiting.put(None)
         await asyncio.shield(self._ended)
@@ -126,12 +139,18 @@ class Writer:
         self._tell(self._started, None)
         try:
             while (batch := self._gather()) is not None:
-                if batch:
-                    began = time.monotonic()
-                    self._write(batch)
-                    self._last_batch, self._commit_seconds = len(batch), time.monotonic() - began
-                    self._call_loop(resolve, batch, self._on_events)
-                self._maintain(idle=not batch)
+                if not batch:
+                    self._maintain(idle=True)
+                    continue
+                began = time.monotonic()
+                self._write(batch)
+                self._last_batch, self._commit_seconds = len(batch), time.monotonic() - began
+                # The event loop wakes up at once. Until this thread waits, it holds the interpreter
+                # lock, so what can be done before is done before.
+                is_due = self._wal.is_long or not self._spool.has_ballast
+                self._call_loop(resolve, batch, self._on_events)
+                if is_due:
+                    self._maintain(idle=False)
             self._maintain(idle=True)
         finally:
             self._forget_connection()
@@ -182,14 +201,10 @@ class Writer:
     def _patience(self, batch: list[Request]) -> float:
         """How long a batch waits for other requests before it is written, in seconds.
 
-        Results can wait, since no client does: written with the next message they cost no sync of
-        their own, and do not delay it. And where many requests came together last time, as many get
-        a moment to come again, or the first client to be answered would take a sync for its next
-        message alone while the others are still being answered; the moment is short against what a
-        commit costs on this disk.
+        Where many requests came together last time, as many get a moment to come again, or the
+        first client to be answered would take a sync for its next message alone while the others
+        are still being answered; the moment is short against what a commit costs on this disk.
         """
-        if all(request.is_result for request in batch):
-            return _RESULTS_SECONDS
         if len(batch) < self._last_batch // 2:
             return min(_LINGER_SECONDS, self._commit_seconds / 4)
         return 0.0

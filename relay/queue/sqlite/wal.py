@@ -35,12 +35,16 @@ class WriteAheadLog:
         """Count anew, after trouble."""
         self._written_bytes = 0
 
-    def checkpoint(self, db: sqlite3.Connection, *, idle: bool) -> None:
-        """Fold the log back into the database where it has grown, or where nothing waits."""
+    @property
+    def is_long(self) -> bool:
+        """Whether it has grown so much that it is to be folded back."""
         # On a full disk the log has the ballast's room and no more: its length is an estimate.
         limit = self.limit_bytes if self._spool.has_ballast else self.limit_bytes // 2
-        is_long = self._written_bytes * self._swell >= limit
-        if is_long or (idle and self._written_bytes):
+        return self._written_bytes * self._swell >= limit
+
+    def checkpoint(self, db: sqlite3.Connection, *, idle: bool) -> None:
+        """Fold the log back into the database where it has grown, or where nothing waits."""
+        if self.is_long or (idle and self._written_bytes):
             self._checkpoint(db)
 
     def truncate(self, db: sqlite3.Connection) -> None:

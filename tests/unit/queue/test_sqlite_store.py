@@ -21,7 +21,8 @@ from relay.admin.operations import item_as_json, page_as_json
 from relay.queue.api_state import DomainSettings
 from relay.queue.entry import State
 from relay.queue.handoff import HandOffLimits
-from relay.queue.sqlite import disk
+from relay.queue.request import Request
+from relay.queue.sqlite import commit, disk
 from relay.queue.sqlite.store import SqliteStore
 from relay.queue.store import CHUNK_BYTES, QueueFilter, SpoolError
 from tests.fakes.queued import (
@@ -472,3 +473,73 @@ async def test_request_begun_before_close_is_finished(tmp_path):
     await asyncio.gather(*accepting)
     async with opened(tmp_path / "spool") as store:
         assert len(await claim_all(store)) == 200
+
+
+# Commits.
+
+
+def count_commits(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests each commit has from now on."""
+    commits: list[int] = []
+    write = store.writer._commit
+
+    def counted(batch: list[Request]) -> None:
+        commits.append(len(batch))
+        write(batch)
+
+    monkeypatch.setattr(store.writer, "_commit", counted)
+    return commits
+
+
+async def recording(store: SqliteStore) -> asyncio.Task[bool]:
+    """The result of an attempt, handed to the store."""
+    await store.accept(new_message())
+    [entry] = await claim_all(store)
+    task = asyncio.create_task(store.record(settled(entry, DELIVERED)))
+    await asyncio.sleep(0.05)
+    return task
+
+
+@pytest.fixture
+def patient_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results wait for the next message, however long that takes."""
+    monkeypatch.setattr(commit, "_RESULTS_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("patient_results")
+async def test_result_shares_the_commit_of_the_next_message(tmp_path, monkeypatch):
+    async with opened(tmp_path / "spool") as store:
+        result = await recording(store)
+        commits = count_commits(store, monkeypatch)
+        assert not result.done()
+        await store.accept(new_message())
+        assert result.done()
+        assert commits == [2]
+        assert len(await queue_ids(store)) == 1
+
+
+@pytest.mark.usefixtures("patient_results")
+async def test_operators_request_does_not_wait_behind_a_result(tmp_path):
+    async with opened(tmp_path / "spool") as store:
+        result = await recording(store)
+        async with asyncio.timeout(30):
+            await store.api_state.set_webhook("example.com", "delivered", [])
+        assert result.done()
+
+
+@pytest.mark.usefixtures("patient_results")
+async def test_result_that_waits_is_written_when_the_queue_closes(tmp_path):
+    async with opened(tmp_path / "spool") as store:
+        result = await recording(store)
+        assert not result.done()
+    assert result.done()
+    async with opened(tmp_path / "spool") as store:
+        assert await queue_ids(store) == []
+
+
+async def test_result_is_committed_though_no_message_comes(tmp_path):
+    async with opened(tmp_path / "spool") as store:
+        result = await recording(store)
+        async with asyncio.timeout(30):
+            await result
+        assert await queue_ids(store) == []
