@@ -243,7 +243,7 @@ async def test_mail_to_a_host_that_was_well_does_not_wait_after_a_restart(world:
     await asyncio.to_thread(world.relay.start)
     after = await world.trips(3)
     print(f"\nafter the restart: {after}")
-    assert max(after.seconds) <= 10  # it was 60
+    assert max(after.seconds) <= min(patient(10), 40)  # it was 60
 
 
 async def test_mail_to_a_host_that_is_well_does_not_wait_for_domains_that_fall_silent_at_once(
@@ -260,7 +260,7 @@ async def test_mail_to_a_host_that_is_well_does_not_wait_for_domains_that_fall_s
             world.dns.a(f"mx{n}.moody.example", host.address)
         for domain, host_name in domains:
             world.dns.mx(domain, (10, host_name))
-        await world.trips(1)
+        quiet = await world.trips(1)
         for recipients in mail:
             await world.send("a@bulk.example", *recipients)
         async with asyncio.timeout(patient(60)):
@@ -273,4 +273,4 @@ async def test_mail_to_a_host_that_is_well_does_not_wait_for_domains_that_fall_s
         beside = await world.trips(8)
     print(f"\nbeside domains that fell silent: {beside}")
     # After a second it is known which attempts take long; and the machine has other work.
-    assert max(beside.seconds) <= 3
+    assert max(beside.seconds) <= max(3, 4 * max(quiet.seconds))
