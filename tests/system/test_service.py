@@ -148,7 +148,7 @@ def test_service_and_commands_read_one_configuration_with_absolute_paths() -> No
 
 def test_a_reload_with_a_broken_file_fails_before_the_relay_is_asked(tmp_path: Path) -> None:
     checks, signals = service.settings()["ExecReload"]
-    assert signals == "/bin/kill -HUP $MAINPID"
+    assert signals == '/bin/sh -c "kill -HUP $MAINPID"'
     text = (SYSTEMD / "relay.yaml").read_text()
     own_group = grp.getgrgid(os.getegid()).gr_name
     text = text.replace("socket_group: relay", f"socket_group: {own_group}")
