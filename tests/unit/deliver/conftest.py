@@ -19,7 +19,7 @@ from relay.deliver.attempt import Attempt
 from relay.deliver.floors import Floors
 from relay.deliver.options import DeliveryOptions, Timeouts, TlsOptions
 from relay.deliver.pool import Pool, PoolLimits
-from relay.deliver.tls import TlsContexts
+from relay.deliver.tls import TlsContexts, TlsSessions
 from relay.mail.outcome import Outcome
 from relay.mail.tls_session import TlsSession
 from relay.queue.entry import Entry
@@ -135,6 +135,8 @@ class Rig:
     def __init__(self, authority: Authority, contexts: TlsContexts, stack: AsyncExitStack) -> None:
         self.authority = authority
         self.contexts = contexts
+        # A host of an earlier test may have had the same port, and its session fails here.
+        contexts.sessions = TlsSessions()
         self._stack = stack
         self.servers: list[MxServer] = []
         self.delivery: dict[str, Any] = {}

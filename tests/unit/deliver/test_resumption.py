@@ -43,7 +43,6 @@ def handshakes(monkeypatch) -> Handshakes:
 def one_by_one(rig):
     """No connection is kept, so that each message shakes hands."""
     rig.limits = replace(rig.limits, messages=1)
-    rig.contexts.sessions = TlsSessions()
     return rig
 
 
