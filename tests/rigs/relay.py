@@ -33,6 +33,8 @@ class Relay:
     port: int
     wrapper: Sequence[str] = ()
     """A command before the relay's that becomes the relay: a signal reaches one process only."""
+    wrapper_stays: bool = False
+    """It is the relay's parent instead, and ends it when it ends."""
     process: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     program: Sequence[str] = ("relay",)
@@ -88,7 +90,9 @@ class Relay:
 
         wait_until(listening, seconds=seconds, what="the relay's start")
         program = Path(f"/proc/{self.pid}/exe").resolve()
-        assert program == Path(self.python).resolve(), f"{program} runs the relay and is not it"
+        assert self.wrapper_stays or program == Path(self.python).resolve(), (
+            f"{program} runs the relay and is not it"
+        )
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

@@ -60,6 +60,7 @@ NOT_EXERCISED = {
     "RestartSec": "the service manager's",
     "TimeoutStopSec": "the service manager's",
     "ExecReload": "a test runs its commands",
+    "ConfigurationDirectoryMode": "the package's; the test of a booted Debian has it",
     "NotifyAccess": "the test of sd_notify has it",
     "Type": "the test of sd_notify has it",
     "RuntimeDirectoryPreserve": "the service manager's",

@@ -167,7 +167,7 @@ def test_relay_accepts_fewer_connections_where_few_files_may_be_open(relay: Rela
     limit = 256
     relay.wrapper = ["prlimit", f"--nofile={limit}:{limit}"]
     relay.start()
-    said(relay, "only 256 files may be open and 2390 are needed")
+    said(relay, "only 256 files may be open and 2590 are needed")
     with contextlib.ExitStack() as clients:
         greetings = []
         for _ in range(200):

@@ -89,7 +89,7 @@ async def test_mail_flows_under_the_services_user_capability_and_sandbox(sandbox
     (directory / "relay.yaml").touch(mode=0o644)
     (directory / "relay.yaml").chmod(0o644)
     relay = Relay(directory, config, int(config["listeners"][0]["address"].rpartition(":")[2]))
-    relay.wrapper = service.restricted(directory)
+    relay.wrapper, relay.wrapper_stays = service.restricted(directory), True
     sandbox.relay = relay
     await asyncio.to_thread(relay.start)
     try:
