@@ -196,7 +196,7 @@ def main() -> None:
     """The entry point."""
     # What is imported never becomes garbage: to look for some costs a short command a tenth of its
     # time. A relay that serves sets its own threshold once it has started.
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(150_000, 20, 20)
     # pydantic looks for plugins in every distribution that is installed: a seventh of the time of
     # `relay queue list` where there are many, and code of strangers in the relay.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
