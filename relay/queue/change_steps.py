@@ -54,18 +54,8 @@ class NamedChange(NamedTuple):
 class MessageFinder(Protocol):
     """The part of an engine's reader that finds them."""
 
-    async def find_change(
-        self,
-        wanted: QueueFilter,
-        *,
-        now: datetime,
-        after: str,
-        limit: int,
-        event_of: EventOfChange | None,
-    ) -> tuple[list[str], str | None, dict[tuple[str, int], Event]]:
-        """The ids of some that match, up to where the queue was looked through, and the event of
-        each recipient that is not final.
-        """
+    async def find_change(self, step: WantedStep, limit: int) -> FoundStep:
+        """A step of at most `limit` messages; it has none only at the end of the queue."""
 
 
 class ChangeSteps:
@@ -105,8 +95,4 @@ class ChangeSteps:
         self._ahead = step, task
 
     async def _find(self, step: WantedStep) -> FoundStep:
-        wanted, now, event_of, after = step
-        found = self._reader.find_change(
-            wanted, now=now, after=after, limit=_STEP, event_of=event_of
-        )
-        return FoundStep(*await found)
+        return await self._reader.find_change(step, _STEP)

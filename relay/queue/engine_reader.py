@@ -9,21 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
-from relay.mail.event import Event
+from relay.queue.change_steps import FoundStep, WantedStep
 from relay.queue.header import header_section
-from relay.queue.store import (
-    CHUNK_BYTES,
-    ContentFile,
-    EventOfChange,
-    ListedMessage,
-    QueueFilter,
-    more_follows,
-)
+from relay.queue.store import CHUNK_BYTES, ContentFile, ListedMessage, QueueFilter, more_follows
 
 _ITEMS_AT_ONCE = 200
-
-Found = tuple[list[str], str | None, dict[tuple[str, int], Event]]
-"""A step of a verb, as `EngineReader.find_change` finds it."""
 
 
 class EngineReader(ABC):
@@ -53,15 +43,7 @@ class EngineReader(ABC):
         """Messages as a listing shows them."""
 
     @abstractmethod
-    async def _find_change(
-        self,
-        wanted: QueueFilter,
-        now: datetime,
-        after: str,
-        limit: int,
-        event_of: EventOfChange | None,
-        /,
-    ) -> Found:
+    async def _find_change(self, step: WantedStep, limit: int, /) -> FoundStep:
         """The same, with the event of each of their recipients that is not final."""
 
     async def read_header(self, queue_id: str, *, limit_bytes: int = CHUNK_BYTES) -> bytes:
@@ -80,21 +62,11 @@ class EngineReader(ABC):
             found += await self._list(ids)
         return found
 
-    async def find_change(
-        self,
-        wanted: QueueFilter,
-        *,
-        now: datetime,
-        after: str,
-        limit: int,
-        event_of: EventOfChange | None,
-    ) -> Found:
-        """The ids of some that match, up to where the queue was looked through (None: to its end),
-        and the event of each of their recipients that is not final, by queue id and index.
+    async def find_change(self, step: WantedStep, limit: int) -> FoundStep:
+        """At most `limit` messages that match, with the event of each of their recipients that is
+        not final; none only at the end of the queue.
         """
-        ids: list[str] = []
-        reached: str | None = after
-        events: dict[tuple[str, int], Event] = {}
-        while reached is not None and not ids:
-            ids, reached, events = await self._find_change(wanted, now, reached, limit, event_of)
-        return ids, reached, events
+        found = await self._find_change(step, limit)
+        while found.until is not None and not found.ids:
+            found = await self._find_change(step._replace(after=found.until), limit)
+        return found

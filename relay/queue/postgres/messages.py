@@ -15,6 +15,7 @@ from relay.queue.answers import (
     report_of_rows,
     state_counts,
 )
+from relay.queue.change_steps import FoundStep, WantedStep
 from relay.queue.conditions import all_of, message_conditions, recipient_conditions
 from relay.queue.entry import State
 from relay.queue.postgres.connection import Db
@@ -127,25 +128,18 @@ async def listed(db: Db, ids: Sequence[str]) -> list[ListedMessage]:
     )
 
 
-async def find_change(
-    db: Db,
-    wanted: QueueFilter,
-    now: datetime,
-    after: str,
-    limit: int,
-    event_of: EventOfChange | None,
-) -> tuple[list[str], str | None, dict[tuple[str, int], Event]]:
+async def find_change(db: Db, step: WantedStep, limit: int) -> FoundStep:
     """What `find_ids` finds, and the event of each recipient that is not final.
 
     A few at a time: the event loop makes them, and mail waits for it.
     """
-    ids, until = await find_ids(db, wanted, now, after, limit)
+    ids, until = await find_ids(db, step.wanted, step.now, step.after, limit)
     events: dict[tuple[str, int], Event] = {}
-    if event_of is not None:
+    if step.event_of is not None:
         for start in range(0, len(ids), _EVENTS_AT_ONCE):
             some = ids[start : start + _EVENTS_AT_ONCE]
-            events |= await _events_of(db, some, event_of)
-    return ids, until, events
+            events |= await _events_of(db, some, step.event_of)
+    return FoundStep(ids, until, events)
 
 
 async def _events_of(

@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from relay.mail.event import Event
 from relay.queue.answers import (
     events_of_rows,
     ids_of_page,
@@ -17,6 +16,7 @@ from relay.queue.answers import (
     report_of_rows,
     state_counts,
 )
+from relay.queue.change_steps import FoundStep, WantedStep
 from relay.queue.conditions import all_of, message_conditions, recipient_conditions
 from relay.queue.entry import State
 from relay.queue.rows import FINAL_NUMBER, micros, moment
@@ -24,14 +24,7 @@ from relay.queue.shown import shown_message, shown_recipient
 from relay.queue.sqlite.matching import SqliteValues
 from relay.queue.sqlite.schema import READY, WAITING
 from relay.queue.sqlite.statements import AWAITED
-from relay.queue.store import (
-    EventOfChange,
-    ListedMessage,
-    PendingReport,
-    QueuedItem,
-    QueueFilter,
-    SpoolError,
-)
+from relay.queue.store import ListedMessage, PendingReport, QueuedItem, QueueFilter, SpoolError
 
 _WINDOW = 5000
 _DUE_WINDOW = 1000
@@ -116,23 +109,16 @@ def listed(db: sqlite3.Connection, ids: Sequence[str]) -> list[ListedMessage]:
     )
 
 
-def find_change(
-    db: sqlite3.Connection,
-    wanted: QueueFilter,
-    now: datetime,
-    after: str,
-    limit: int,
-    event_of: EventOfChange | None,
-) -> tuple[list[str], str | None, dict[tuple[str, int], Event]]:
+def find_change(db: sqlite3.Connection, step: WantedStep, limit: int) -> FoundStep:
     """What `find_ids` finds, and the event of each recipient that is not final.
 
     In one transaction: after each commit of the writer SQLite forgets the pages that it has read.
     """
-    if event_of is None:
-        return *find_ids(db, wanted, now, after, limit), {}
+    if step.event_of is None:
+        return FoundStep(*find_ids(db, step.wanted, step.now, step.after, limit), {})
     db.execute("BEGIN")
     try:
-        ids, until = find_ids(db, wanted, now, after, limit)
+        ids, until = find_ids(db, step.wanted, step.now, step.after, limit)
         rows = db.execute(
             "SELECT m.queue_id, m.reverse_path, m.arrived, m.size_bytes, m.data,"
             " r.idx, r.domain, r.state, r.due, r.data"
@@ -143,7 +129,7 @@ def find_change(
         ).fetchall()
     finally:
         db.execute("ROLLBACK")  # nothing was written
-    return ids, until, events_of_rows(rows, event_of)
+    return FoundStep(ids, until, events_of_rows(rows, step.event_of))
 
 
 def count_states(db: sqlite3.Connection) -> dict[State, int]:

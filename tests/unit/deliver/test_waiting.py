@@ -62,7 +62,7 @@ def test_an_idle_relay_claims_a_page_with_all_that_is_new():
     assert (wanted.limit, wanted.only, wanted.with_new) == (20, None, True)
 
 
-def test_where_nothing_waits_a_page_is_claimed_ahead_of_busy_slots_except_what_others_have():
+def test_scheduler_claims_a_page_ahead_of_busy_slots_except_what_others_have_where_nothing_waits():
     waiting = waiting_of(4, 4)
     for number in range(4):
         waiting.line_up([of(f"d{number}.example", number)])

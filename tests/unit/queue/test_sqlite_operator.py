@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from relay.mail.event import Event
+from relay.queue.change_steps import WantedStep
 from relay.queue.conditions import event_conditions
 from relay.queue.entry import Entry, QueuedMessage, QueuedRecipient, State
 from relay.queue.handoff import HandOffLimits
@@ -94,9 +95,9 @@ async def test_verb_finds_its_next_stretch_while_one_is_written(store, monkeypat
     searches: list[str] = []
     find = store.find_change
 
-    async def noted(wanted: QueueFilter, **named: Any) -> Any:
-        searches.append(named["after"])
-        return await find(wanted, **named)
+    async def noted(step: WantedStep, limit: int) -> Any:
+        searches.append(step.after)
+        return await find(step, limit)
 
     monkeypatch.setattr(store, "find_change", noted)
     first = await store.change(ALL, verb="hold", now=NOW)
